@@ -1,0 +1,218 @@
+"""Domains and tasks: what a scientific field brings to the zoo, and how it is found.
+
+A domain is one `Domain` object in anybody's package, registered under the entry-point group ``zoo.domains``;
+the built-in ones come the same way. A domain holds facts and the names of functions; the core calls them.
+A task decides what a model must have as a head, turns data into batches, and defines loss and metrics.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from zoo.card import DatasetCard, ModelCard, Ref
+from zoo.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from zoo.data.prepare import Data
+    from zoo.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task needs on top of the pretrained trunk.
+
+    `kind` is ``sequence`` (one output vector per input), ``token`` (one per token), ``masked_lm`` (the
+    pretraining head) or a kind that a domain's own models know. `outputs` counts classes or target values.
+    """
+
+    kind: str
+    outputs: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, ready for the model.
+
+    `inputs` are keyword arguments of the model's forward; `targets` is what the loss compares with. `weight` is
+    the number of targets that count (rows, tokens), known on the host, so that accumulated micro-batches weigh
+    what they contain. `rows` are positions in the split, for putting predictions back in order.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: torch.Tensor
+    weight: int
+    rows: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch({k: v.to(device) for k, v in self.inputs.items()}, self.targets.to(device), self.weight, self.rows)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """An input as the model will read it, and what was done to it (each note is counted in the report)."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+class Tokenizer(Protocol):
+    """Text to token ids. `encode` includes special tokens; `special_ids` are never masked or labelled."""
+
+    vocabulary_size: int
+    pad_id: int
+    unk_id: int | None
+    mask_id: int | None
+    special_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A question asked of a model. One object per run; `prepare` fills in what the data decides.
+
+    `head` is known after `prepare` (number of classes), or from the recipe when no data is at hand.
+    `monitor` names the metric that picks the best checkpoint, `lower_is_better` its direction.
+    """
+
+    name: str
+    monitor: str
+    lower_is_better: bool
+
+    @property
+    def head(self) -> Head: ...
+
+    def prepare(self, recipe: Recipe, card: ModelCard, domain: Domain, folder: Any) -> Data:
+        """Read, check, split and encode the recipe's data. Raises `InputError`."""
+
+    def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
+        """The largest micro-batch of `rows` examples with `length` tokens each: shapes are right, values arbitrary."""
+
+    def collate(self, examples: Sequence[Any], rows: Sequence[int], epoch: int | None) -> Batch:
+        """Pad examples to one micro-batch. `epoch` (None when evaluating) seeds whatever is drawn anew per epoch."""
+
+    def length(self, example: Any) -> int:
+        """Size of one example along the axis that is padded (tokens)."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum, not mean, of the losses of the batch's targets: a scalar in fp32."""
+
+    def predict(self, model: torch.nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """One mapping of prediction columns per row, in the batch's order, in the units of the data."""
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], examples: Sequence[Any]) -> dict[str, float]:
+        """Published metrics of predictions (as `predict` returns them) against the examples' targets."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready facts that `prepare` learned (classes, target scale), for `restore` when predicting later."""
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Everything a field brings. Values are `Ref`s, imported when used.
+
+    - `tasks`: tasks of its own, name -> class of a `Task`; standard sequence tasks are there for everyone.
+    - `readers`: file suffix -> ``(path) -> pandas.DataFrame`` of strings; CSV and Parquet are there for everyone.
+    - `clean`: ``(text) -> Cleaned``; raises ValueError with the reason for an input that cannot be read.
+    - `groups`: split method -> ``(inputs: list[str]) -> list[group key]``; members of a group stay together.
+    - `baselines`: name -> ``(train_inputs, train_targets, test_inputs, task_name, seed) -> predictions``, the floor
+      that a model has to beat: predicted values for regression, predicted probabilities (N x classes) otherwise.
+    - `extra`: the pip extra that brings its libraries, named in the error when one is missing.
+    """
+
+    name: str
+    title: str
+    models: tuple[ModelCard, ...]
+    datasets: tuple[DatasetCard, ...] = ()
+    tasks: Mapping[str, Ref] = field(default_factory=dict)
+    readers: Mapping[str, Ref] = field(default_factory=dict)
+    clean: Ref | None = None
+    groups: Mapping[str, Ref] = field(default_factory=dict)
+    baselines: Mapping[str, Ref] = field(default_factory=dict)
+    extra: str | None = None
+
+
+class Baseline(Protocol):
+    """The signature behind `Domain.baselines`."""
+
+    def __call__(
+        self,
+        train_inputs: Sequence[str],
+        train_targets: Sequence[Any],
+        test_inputs: Sequence[str],
+        task_name: str,
+        seed: int,
+    ) -> NDArray[Any]: ...
+
+
+def cards_in(package: str) -> tuple[ModelCard, ...]:
+    """Every card that the modules of a package list in ``CARDS``: adding a model is adding one file."""
+    found: list[ModelCard] = []
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        found.extend(getattr(importlib.import_module(f"{package}.{info.name}"), "CARDS", ()))
+    return tuple(sorted(found, key=lambda card: card.name))
+
+
+@functools.cache
+def domains() -> Mapping[str, Domain]:
+    """All installed domains by name. A package that fails to import is an error that names it."""
+    found: dict[str, Domain] = {}
+    for entry in sorted(entry_points(group="zoo.domains"), key=lambda e: e.name):
+        try:
+            domain = entry.load()
+        except Exception as error:  # a stranger's package may fail in any way; say whose it is
+            raise InputError(f'domain "{entry.name}" ({entry.value}) cannot be loaded: {error}') from error
+        if not isinstance(domain, Domain) or domain.name != entry.name:
+            raise InputError(f'domain "{entry.name}" ({entry.value}) is not a zoo.domain.Domain of that name')
+        found[domain.name] = domain
+    return found
+
+
+@functools.cache
+def models() -> Mapping[str, ModelCard]:
+    """All model cards of all domains by name."""
+    found: dict[str, ModelCard] = {}
+    for domain in domains().values():
+        for card in domain.models:
+            if card.domain != domain.name:
+                raise InputError(f'card "{card.name}" says domain "{card.domain}" but comes from "{domain.name}"')
+            if card.name in found:
+                raise InputError(f'card "{card.name}" exists in "{found[card.name].domain}" and "{domain.name}"')
+            found[card.name] = card
+    return found
+
+
+@functools.cache
+def datasets() -> Mapping[str, DatasetCard]:
+    """All dataset cards by name: those shipped in ``datasets/`` and those that domains bring."""
+    import yaml
+
+    from zoo.resources import shared
+
+    found: dict[str, DatasetCard] = {}
+    for path in sorted((shared() / "datasets").glob("*/card.yaml")):
+        card = DatasetCard.model_validate(yaml.safe_load(path.read_text()))
+        if card.name != path.parent.name:
+            raise InputError(f'{path}: name is "{card.name}" but the folder is "{path.parent.name}"')
+        found[card.name] = card
+    for domain in domains().values():
+        found.update({card.name: card for card in domain.datasets})
+    return found
+
+
+def find_model(name: str, where: str = "model") -> ModelCard:
+    """The card of that name. Raises `InputError` with the nearest spelling."""
+    if name not in models():
+        raise InputError(unknown(where, "model", name, models()))
+    return models()[name]
