@@ -1,0 +1,105 @@
+"""The one-line names of places that files come from, read strictly."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from zoo.errors import InputError
+
+_HUB = re.compile(
+    r"(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9_][\w.-]*)@(?P<revision>[A-Za-z0-9][\w./-]*)", re.A
+)
+_PYPI = re.compile(
+    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"
+    r"==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
+    r"(?:/(?P<inside>.*))?"
+)
+_FORMS = "hf:OWNER/NAME@REVISION, pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL or file:PATH"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A model repository on the Hugging Face hub, or on the mirror that ``HF_ENDPOINT`` names."""
+
+    repository: str
+    revision: str
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which never changes, rather than a branch or a tag."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None
+
+    def __str__(self) -> str:
+        return f"hf:{self.repository}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class PypiSource:
+    """One wheel of one release. `inside` is a folder or a file of it, in slashes, empty for the whole wheel."""
+
+    name: str
+    version: str
+    inside: str = ""
+
+    def __str__(self) -> str:
+        return f"pypi:{self.name}=={self.version}" + (f"/{self.inside}" if self.inside else "")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A local folder or file."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+def parse(uri: str) -> HubSource | PypiSource | FileSource:
+    """What a URI names; a bare path that exists counts as ``file:``. Raises `InputError` for everything else."""
+    scheme, colon, rest = uri.partition(":")
+    if colon and scheme == "hf":
+        return _parse_hub(uri, rest)
+    if colon and scheme == "pypi":
+        return _parse_pypi(uri, rest)
+    if colon and scheme == "file":
+        if not rest.strip() or "\0" in rest:
+            raise InputError(f'source "{uri}": no path after file:; write for example file:/data/checkpoint')
+        return FileSource(Path(rest).expanduser().absolute())
+    if uri.strip() and "\0" not in uri and (path := Path(uri).expanduser()).exists():
+        return FileSource(path.absolute())
+    raise InputError(f'source "{uri}" is neither an existing path nor one of {_FORMS}')
+
+
+def check_relative(path: str, where: str) -> str:
+    """`path` itself where it stays inside a folder (``a/b.txt``). Raises `InputError` for any that would not."""
+    parts = PurePosixPath(path).parts
+    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or re.search(r"[\\\0:]", path):
+        raise InputError(f'{where}: "{path}" is not a path inside a folder; write it with slashes, like models/a.bin')
+    return path
+
+
+def _parse_hub(uri: str, rest: str) -> HubSource:
+    match = _HUB.fullmatch(rest)
+    if match and ".." not in rest and not rest.endswith("/"):
+        return HubSource(f"{match['owner']}/{match['name']}", match["revision"])
+    if "@" not in rest and _HUB.fullmatch(f"{rest}@main"):
+        raise InputError(
+            f'source "{uri}" has no revision; write {uri}@COMMIT, the 40 digits shown on the page of the '
+            f"repository's history (or {uri}@main, which may change under you)"
+        )
+    raise InputError(f'source "{uri}" is not of the form hf:OWNER/NAME@REVISION')
+
+
+def _parse_pypi(uri: str, rest: str) -> PypiSource:
+    match = _PYPI.fullmatch(rest)
+    if not match:
+        hint = "; the version must be exact" if re.search(r"[<>~*,]|(?<!=)=(?!=)", rest) or "==" not in rest else ""
+        raise InputError(f'source "{uri}" is not of the form pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL{hint}')
+    inside = (match["inside"] or "").removesuffix("/")
+    if inside:
+        check_relative(inside, f'source "{uri}"')
+    # one release has one name (PEP 503), however it is spelt
+    return PypiSource(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"], inside)
