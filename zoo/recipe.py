@@ -9,17 +9,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema, field_validator, model_validator
 
 from zoo.card import Frozen
+from zoo.errors import InputError
 from zoo.units import parse_bytes
 
 
-def _bytes(value: Any) -> Any:
-    return parse_bytes(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+def _bytes(value: Any) -> int:
+    if type(value) not in (str, int):
+        raise ValueError(f"{value} is not an amount of memory; write for example 8GiB, 24GB or 512MiB")
+    try:
+        return parse_bytes(value)
+    except InputError as error:  # pydantic collects ValueErrors, with the place where each was found
+        raise ValueError(str(error)) from None
 
 
-Bytes = Annotated[int, BeforeValidator(_bytes)]
+Bytes = Annotated[
+    int,
+    BeforeValidator(_bytes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"},
+            ]
+        }
+    ),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Split(Frozen):
@@ -29,10 +47,14 @@ class Split(Frozen):
     the rest becomes the validation part. With ``column``, `column` holds the words train, valid, test.
     """
 
-    method: str = "random"
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
-    column: str | None = None
+    method: str = Field(default="random", description="random, given, column, or a domain's groups")
+    fractions: tuple[float, float, float] = Field(
+        default=(0.8, 0.1, 0.1), description="of train, valid and test; they sum to 1"
+    )
+    seed: Seed = 0
+    column: str | None = Field(
+        default=None, description="with method: column, the column of the words train, valid, test"
+    )
 
     @model_validator(mode="after")
     def _sums(self) -> Split:
@@ -54,16 +76,22 @@ class DataSpec(Frozen):
     ``remove`` from training.
     """
 
-    source: str | None = None
-    path: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
+    source: str | None = Field(default=None, description="name of a dataset; see `zoo datasets`")
+    path: str | None = Field(default=None, description="a file of your own, instead of source")
+    columns: dict[str, str] = Field(default_factory=dict, description="what the task needs -> name of the column")
     split: Split = Split()
     where: dict[str, str] = Field(default_factory=dict, description="keep rows whose column equals the value")
-    max_length: PositiveInt | None = None
-    too_long: Literal["error", "truncate", "window"] = "error"
-    unreadable: Literal["error", "skip"] = "error"
-    duplicates: Literal["keep", "remove"] = "keep"
-    leaked: Literal["report", "remove"] = "report"
+    max_length: PositiveInt | None = Field(default=None, description="tokens; default: the model's own")
+    too_long: Literal["error", "truncate", "window"] = Field(
+        default="error", description="for inputs beyond max_length"
+    )
+    unreadable: Literal["error", "skip"] = Field(
+        default="error", description="for rows that cannot be read or lack a label"
+    )
+    duplicates: Literal["keep", "remove"] = Field(default="keep", description="for repeated inputs")
+    leaked: Literal["report", "remove"] = Field(
+        default="report", description="for inputs that test shares with training"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> DataSpec:
@@ -75,10 +103,10 @@ class DataSpec(Frozen):
 class Budget(Frozen):
     """What may be used: `device` bytes on each of `count` devices (or a `gpu` by name), and `host` bytes."""
 
-    device: Bytes | None = None
-    gpu: str | None = None
-    host: Bytes | None = None
-    count: PositiveInt = 1
+    device: Bytes | None = Field(default=None, description="memory of each device, such as 8GiB")
+    gpu: str | None = Field(default=None, description="a GPU by name, instead of device")
+    host: Bytes | None = Field(default=None, description="memory of the host, such as 16GiB")
+    count: PositiveInt = Field(default=1, description="how many devices")
 
     @model_validator(mode="after")
     def _not_both(self) -> Budget:
@@ -90,17 +118,17 @@ class Budget(Frozen):
 class Train(Frozen):
     """How to train. Either `epochs` or `max_steps`; a step is one optimizer update on `global_batch_size` rows."""
 
-    epochs: PositiveInt | None = None
-    max_steps: PositiveInt | None = None
-    global_batch_size: PositiveInt = 32
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of all steps")
+    epochs: PositiveInt | None = Field(default=None, description="passes over the training rows")
+    max_steps: PositiveInt | None = Field(default=None, description="optimizer updates, instead of epochs")
+    global_batch_size: PositiveInt = Field(default=32, description="rows per optimizer update, over all devices")
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="fraction of all steps")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float | None = Field(None, gt=0)
-    seed: int = 0
-    evaluate_every: PositiveInt | None = Field(None, description="steps; default: once per epoch")
-    early_stopping: PositiveInt | None = Field(None, description="evaluations without improvement")
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    seed: Seed = 0
+    evaluate_every: PositiveInt | None = Field(default=None, description="steps; default: once per epoch")
+    early_stopping: PositiveInt | None = Field(default=None, description="evaluations without improvement")
 
     @model_validator(mode="after")
     def _length(self) -> Train:
@@ -115,16 +143,21 @@ TechniqueChoice = str | dict[str, dict[str, Any]]
 class Recipe(Frozen):
     """Model, task, data, budget, techniques and training of one run. See ``zoo schema``."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    domain: str
-    model: str
-    checkpoint: str = Field("pretrained", description="pretrained, random, or the URI of a source")
-    task: str | dict[str, dict[str, Any]]
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run folder: letters, digits, and _ . - inside"
+    )
+    domain: str = Field(description="the scientific field")
+    model: str = Field(description="name of a model card; see `zoo models`")
+    checkpoint: str = Field(default="pretrained", description="pretrained, random, or the URI of a source")
+    task: str | dict[str, dict[str, Any]] = Field(description="`NAME`, or `{NAME: {option: value}}`")
     data: DataSpec
     budget: Budget = Budget()
-    techniques: Literal["auto"] | dict[str, TechniqueChoice] = "auto"
+    techniques: Literal["auto"] | dict[str, TechniqueChoice] = Field(
+        default="auto",
+        description="auto, or a section {KEY: auto | OPTION | {OPTION: {parameter: value}}}; the rest stays open",
+    )
     train: Train
-    output: str | None = None
+    output: str | None = Field(default=None, min_length=1, description="run folder; default: runs/NAME")
 
     @field_validator("task", mode="after")
     @classmethod
