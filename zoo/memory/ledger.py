@@ -1,0 +1,147 @@
+"""A ledger of storages: every tensor that comes alive or dies while code runs, with phase and category.
+
+The ledger is a dispatch mode. It sees what every operation returns, counts each storage once, and notes its death
+through a weak reference, so that what it reports is the bytes of tensors that are alive. It never looks at values
+and works alike on real, fake and ``meta`` tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from zoo.memory.roofline import Cost, cost_of
+
+OUTSIDE = "outside"
+"""The phase of whatever runs outside a named one: building, loading."""
+
+
+@dataclass
+class Record:
+    """What a ledger saw, as plain numbers that can be replayed.
+
+    `sizes[i]` is the bytes of storage `i`. `events` lists ``+(i + 1)`` where it came alive and ``-(i + 1)`` where
+    it died, in order; `marks` lists (position in `events`, phase) where a phase began, `cost_marks` the
+    position in `costs` at the same moments.
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=lambda: [(0, OUTSIDE)])
+    labels: dict[int, str] = field(default_factory=dict)
+    costs: list[Cost] = field(default_factory=list)
+    cost_marks: list[int] = field(default_factory=lambda: [0])
+
+    def deltas(self, sizes: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Signed bytes of every event, for other `sizes` where given."""
+        events = np.asarray(self.events, dtype=np.int64)
+        table = np.asarray(self.sizes, dtype=np.int64) if sizes is None else sizes
+        return np.sign(events) * table[np.abs(events) - 1] if len(events) else events
+
+    def peaks(self, sizes: NDArray[np.int64] | None = None) -> dict[str, int]:
+        """Most bytes alive at once in each phase, what was alive when it began included."""
+        alive = np.concatenate([[0], np.cumsum(self.deltas(sizes))])
+        peaks: dict[str, int] = defaultdict(int)
+        for (start, phase), (end, _) in zip(self.marks, [*self.marks[1:], (len(self.events), "")], strict=True):
+            peaks[phase] = max(peaks[phase], int(alive[start : end + 1].max()))
+        return dict(peaks)
+
+    def at_peak(self, sizes: NDArray[np.int64] | None = None) -> dict[str, int]:
+        """Bytes by category at the first moment of the highest peak inside a named phase."""
+        deltas = self.deltas(sizes)
+        alive = np.cumsum(deltas)
+        inside = np.zeros(len(alive), dtype=bool)
+        for (start, phase), (end, _) in zip(self.marks, [*self.marks[1:], (len(self.events), "")], strict=True):
+            inside[start:end] = phase != OUTSIDE
+        if not inside.any():
+            return {}
+        top = int(np.argmax(np.where(inside, alive, -1)))
+        held: dict[str, int] = defaultdict(int)
+        for event, delta in zip(self.events[: top + 1], deltas[: top + 1], strict=True):
+            held[self.labels.get(abs(event) - 1, "other")] += int(delta)
+        return {category: amount for category, amount in sorted(held.items()) if amount}
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages of everything that is computed while it is entered. Read `record` afterwards.
+
+    Categories: storages born in the phases ``forward`` and ``backward`` are activations and temporaries until
+    `label` gives them a better name.
+    """
+
+    def __init__(self, *, count_costs: bool = True) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.record = Record()
+        self._known: dict[weakref.ref[torch.UntypedStorage], int] = {}
+        self._phase = OUTSIDE
+        self._count_costs = count_costs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, torch.Tensor):
+                self._see(leaf)
+        if self._count_costs and self._phase != OUTSIDE:
+            self.record.costs.append(cost_of(func, args, kwargs or {}, out))
+        return out
+
+    def _see(self, tensor: torch.Tensor) -> int:
+        """Index of the tensor's storage, counted now if it is new."""
+        storage = tensor.untyped_storage()
+        key = weakref.ref(storage, self._died)
+        index = self._known.get(key)
+        if index is None:
+            index = len(self.record.sizes)
+            self._known[key] = index
+            self.record.sizes.append(storage.nbytes())
+            self.record.devices.append(tensor.device.type)
+            self.record.events.append(index + 1)
+            self.record.labels[index] = _BORN_AS.get(self._phase, "other")
+        return index
+
+    def _died(self, key: weakref.ref[torch.UntypedStorage]) -> None:
+        index = self._known.pop(key, None)
+        if index is not None:
+            self.record.events.append(-(index + 1))
+
+    def label(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Give the storages of `tensors` a category, counting those not seen yet."""
+        for tensor in tensors:
+            self.record.labels[self._see(tensor)] = category
+
+    def relabel_alive(self, old: str, new: str) -> None:
+        """Give every storage that is alive and called `old` the name `new`."""
+        for index in self._known.values():
+            if self.record.labels[index] == old:
+                self.record.labels[index] = new
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Everything inside belongs to phase `name`."""
+        before = self._phase
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, name: str) -> None:
+        self._phase = name
+        self.record.marks.append((len(self.record.events), name))
+        self.record.cost_marks.append(len(self.record.costs))
+
+
+_BORN_AS = {"forward": "activations", "backward": "temporaries", "optimizer": "temporaries"}

@@ -1,0 +1,52 @@
+"""Number formats of parameters and activations.
+
+No autocast: its lists of operations differ per device and it hides a cache of cast weights, so neither what is
+computed nor what is allocated could be read off the recipe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from zoo.techniques import Technique
+
+if TYPE_CHECKING:
+    from zoo.step import Setup
+
+
+class FP32(Technique):
+    """Everything in 32-bit floating point."""
+
+    key = "precision"
+    name = "fp32"
+    source = "IEEE 754 binary32"
+    stage = 40
+    exactness = "bitwise"
+
+    def apply(self, setup: Setup) -> None:
+        setup.model.float()
+
+
+class BF16(Technique):
+    """Parameters and activations in bfloat16; the optimizer keeps fp32 master weights and states.
+
+    The layout of Megatron and DeepSpeed. Modules that the card lists as `fp32_modules` stay in fp32.
+    """
+
+    key = "precision"
+    name = "bf16"
+    source = "Micikevicius et al. 2018, arXiv 1710.03740 (master weights); Kalamkar et al. 2019, arXiv 1905.12322"
+    stage = 40
+    exactness = "rounding"
+    tolerance = 2**-6
+
+    def apply(self, setup: Setup) -> None:
+        setup.model.to(torch.bfloat16)
+        for module in setup.matching(setup.card.fp32_modules).values():
+            module.float()
+        setup.master_weights = True
+
+
+OPTIONS = (FP32, BF16)
