@@ -1,4 +1,5 @@
 """Recipes from disk: what is accepted, and that every problem is reported at once with file and line."""
+# ruff: noqa: E501 - messages are quoted whole
 
 from __future__ import annotations
 

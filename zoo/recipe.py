@@ -37,7 +37,7 @@ Bytes = Annotated[
         }
     ),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 
 
 class Split(Frozen):
@@ -121,11 +121,11 @@ class Train(Frozen):
     epochs: PositiveInt | None = Field(default=None, description="passes over the training rows")
     max_steps: PositiveInt | None = Field(default=None, description="optimizer updates, instead of epochs")
     global_batch_size: PositiveInt = Field(default=32, description="rows per optimizer update, over all devices")
-    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False, description="the highest, after warmup")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="fraction of all steps")
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="linear", description="after warmup")
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False, description="decoupled, as in AdamW")
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="clip gradients to it")
     seed: Seed = 0
     evaluate_every: PositiveInt | None = Field(default=None, description="steps; default: once per epoch")
     early_stopping: PositiveInt | None = Field(default=None, description="evaluations without improvement")

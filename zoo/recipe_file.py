@@ -157,7 +157,7 @@ def _apply(
 def _check(data: dict[str, Any], unusable: Set[Key]) -> tuple[Recipe | None, Problems]:
     """The recipe, or every reason why it is none."""
     problems: Problems = [*_choices(data), *_combinations(data, unusable)]
-    found = tuple(key for key, _ in problems)
+    found = (*unusable, *(key for key, _ in problems))
     try:
         # As JSON, because there strict validation takes a list for a tuple.
         recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
