@@ -7,16 +7,14 @@ techniques are checked by `zoo.resolve`, which knows what is installed.
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from zoo.errors import InputError, nearest, unknown
+from zoo.explain import got, names, shape, validate
 from zoo.recipe import Recipe
 from zoo.resources import find_recipe, shared
 from zoo.strict_yaml import Key, Places, Problems, dotted, read_yaml, undotted
@@ -60,8 +58,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     places, problems = Places(str(file)), Problems()
     data = read_yaml(text, places, problems)
     if not isinstance(data, dict):
-        got = "the file is empty" if data is None else f"got {_got(data)}"
-        raise InputError(f"{places.where(())}: {got}; a recipe is a mapping with the keys {', '.join(_names(()))}")
+        what = "the file is empty" if data is None else f"got {got(data)}"
+        raise InputError(
+            f"{places.where(())}: {what}; a recipe is a mapping with the keys {', '.join(names(Recipe, ()))}"
+        )
     changes = _parse(overrides)
     for target, value in changes:
         _apply(data, places, problems, target, value, [t for t, v in changes if v is not None])
@@ -128,7 +128,7 @@ def _apply(
             break
         elif not isinstance(inner, dict):
             places.override(target, None)
-            problems.append((target, f"{dotted(target[:n])} is {_got(inner)} and not a section"))
+            problems.append((target, f"{dotted(target[:n])} is {got(inner)} and not a section"))
             return
         section = section[name]
     else:
@@ -140,9 +140,9 @@ def _apply(
             return
     if value is None:  # there was nothing to remove: at least the key must exist
         for n, name in enumerate(target):
-            if (allowed := _names(target[:n])) and name not in allowed:
+            if (allowed := names(Recipe, target[:n])) and name not in allowed:
                 places.override(target, None)
-                problems.append((target[: n + 1], _unknown_key(str(name), allowed)))
+                problems.append((target[: n + 1], unknown("", "key here", str(name), allowed).removeprefix(": ")))
                 return
     for head, a, b, _ in EXCLUSIVE:
         for one, other in (((head, a), (head, b)), ((head, b), (head, a))):
@@ -158,28 +158,14 @@ def _check(data: dict[str, Any], unusable: Set[Key]) -> tuple[Recipe | None, Pro
     """The recipe, or every reason why it is none."""
     problems: Problems = [*_choices(data), *_combinations(data, unusable)]
     found = (*unusable, *(key for key, _ in problems))
-    try:
-        # As JSON, because there strict validation takes a list for a tuple.
-        recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-    else:
-        return recipe, problems
-    extra = [(e["loc"][:-1], str(e["loc"][-1])) for e in errors if e["type"] == "extra_forbidden"]
-    for e in errors:
-        key, kind = e["loc"], e["type"]
-        if kind == "extra_forbidden":
-            problems.append((key, _unknown_key(str(key[-1]), _names(key[:-1]))))
-        elif kind == "missing" and isinstance(key[-1], str):
-            if not any(section == key[:-1] and nearest(got, [key[-1]]) for section, got in extra):
-                problems.append((key, f"missing; needs {_needs(key)}"))
-        elif kind == "value_error":
-            if not any(k[: len(key)] == key for k in found):  # rules between keys: `_combinations` says it better
-                problems.append((key, str(e["ctx"]["error"])))
-        elif key[0] not in ("task", "techniques"):  # branches of a union: `_choices` says it better
-            key = key[:-1] if kind == "missing" else key  # a list that is too short
-            problems.append((key, _got_needs(_value(data, key), key)))
-    return None, problems
+    recipe, others = validate(Recipe, data)
+    for key, kind, sentence in others:
+        if key[0] in ("task", "techniques") and kind == "type":
+            continue  # one problem for each branch of a union: `_choices` says it once
+        if kind == "rule" and any(k[: len(key)] == key for k in found):
+            continue  # a rule between keys: `_combinations` says which key it is
+        problems.append((key, sentence + _belongs(key[-1]) if kind == "unknown" else sentence))
+    return recipe, problems
 
 
 def _combinations(data: Mapping[str, Any], unusable: Set[Key]) -> Iterator[tuple[Key, str]]:
@@ -189,7 +175,7 @@ def _combinations(data: Mapping[str, Any], unusable: Set[Key]) -> Iterator[tuple
         if not isinstance(section, dict):
             continue
         given = [key for key in (a, b) if section.get(key) is not None or (head, key) in unusable]
-        misspelt = any(nearest(key, [a, b]) for key in section if key not in _names((head,)))
+        misspelt = any(nearest(key, [a, b]) for key in section if key not in names(Recipe, (head,)))
         if len(given) == 2:
             yield (head, b), f"cannot stand beside {a}; give one of the two"
         elif not given and needed and not misspelt:
@@ -198,7 +184,7 @@ def _combinations(data: Mapping[str, Any], unusable: Set[Key]) -> Iterator[tuple
     if not isinstance(split, dict):
         return
     method, column, fractions = split.get("method", "random"), split.get("column"), split.get("fractions")
-    misspelt = any(nearest(key, ["method", "column"]) for key in split if key not in _names(("data", "split")))
+    misspelt = any(nearest(key, ["method", "column"]) for key in split if key not in names(Recipe, ("data", "split")))
     if method == "column" and column is None and not misspelt:
         yield (
             ("data", "split", "method"),
@@ -226,110 +212,30 @@ def _choices(data: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
             if choice == {}:
                 yield ("techniques", name), "names no option; name one, or write auto to leave it open"
     elif techniques != "auto":
-        yield ("techniques",), f"got {_got(techniques)}; needs auto, or a section such as {{adapter: lora}}"
+        yield ("techniques",), f"got {got(techniques)}; needs auto, or a section such as {{adapter: lora}}"
 
 
 def _choice(key: Key, value: Any, what: str) -> Iterator[tuple[Key, str]]:
     if isinstance(value, dict):
         for option, parameters in value.items():
             if not isinstance(parameters, dict):
-                yield (*key, option), f"got {_got(parameters)}; needs a section of its options, {{}} for none"
+                yield (*key, option), f"got {got(parameters)}; needs a section of its options, {{}} for none"
     elif not isinstance(value, str):
-        yield key, f"got {_got(value)}; needs {what}, or a section {{NAME: {{option: value}}}}"
+        yield key, f"got {got(value)}; needs {what}, or a section {{NAME: {{option: value}}}}"
 
 
-def _value(data: Any, key: Key) -> Any:
-    return _value(data[key[0]], key[1:]) if key else data
-
-
-def _unknown_key(got: str, allowed: Sequence[str]) -> str:
+def _belongs(name: object) -> str:
+    """Where a key that stands at the wrong place does exist."""
     sections: tuple[Key, ...] = ((), ("data",), ("data", "split"), ("budget",), ("train",))
-    homes = [dotted(section) or "the top level" for section in sections if got in _names(section)]
-    belongs = f"; it belongs to {' or '.join(homes)}" if homes else ""
-    return unknown("", "key here", got, allowed).removeprefix(": ") + belongs
-
-
-# ---------------------------------------------------------------------------------------------------- schema
-
-
-@functools.cache
-def _shape() -> dict[str, Any]:
-    return Recipe.model_json_schema()
-
-
-def _at(key: Key) -> dict[str, Any]:
-    """What the schema says of a key; empty where anything goes."""
-    node = _shape()
-    for part in (*key, None):
-        kinds = [kind for kind in node.get("anyOf", ()) if kind != {"type": "null"}]
-        node = kinds[0] | {k: v for k, v in node.items() if k != "anyOf"} if len(kinds) == 1 else node
-        if "$ref" in node:
-            node = _shape()["$defs"][node["$ref"].rpartition("/")[2]]
-        if isinstance(part, int):
-            node = dict(enumerate(node.get("prefixItems", ()))).get(part, {})
-        elif part is not None:
-            others = node.get("additionalProperties")
-            node = node.get("properties", {}).get(part, others if isinstance(others, dict) else {})
-    return node
-
-
-def _names(key: Key) -> list[str]:
-    """The keys of a section; none where any name goes."""
-    return list(_at(key).get("properties", ()))
-
-
-def _needs(key: Key) -> str:
-    """What a key takes, in words."""
-    node = _at(key)
-    bounds = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    limits = " and ".join(f"{word} {node[bound]}" for bound, word in bounds.items() if bound in node)
-    about = f" ({node['description']})" if "description" in node else ""
-    if "enum" in node:
-        return f"one of {', '.join(node['enum'])}"
-    if "properties" in node:
-        return f"a section with the keys {', '.join(node['properties'])}"
-    kind = str(node.get("type"))
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
-    if kind == "array":
-        return f"a list of {len(node['prefixItems'])} numbers{about}"
-    if kind == "object":
-        return f"a section of NAME: text{about}"
-    if kind not in words:
-        return str(node.get("description", "another value"))
-    return " ".join(filter(None, (words[kind], limits))) + (about if kind == "string" else "")
-
-
-def _got(value: Any) -> str:
-    """A value as a person would name it."""
-    if isinstance(value, str):
-        return f'the text "{value if len(value) <= 60 else value[:57] + "..."}"'
-    if isinstance(value, dict | list):
-        return "a section" if isinstance(value, dict) else f"a list of {len(value)}"
-    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
-def _got_needs(value: Any, key: Key) -> str:
-    kind = _at(key).get("type")
-    hint = ""
-    if isinstance(value, str) and kind in ("integer", "number") and _is_number(value):
-        hint = "; take the quotes away"
-    elif isinstance(value, int | float) and kind == "string" and "enum" not in _at(key):
-        hint = "; write it in quotes"
-    return f"got {_got(value)}; needs {_needs(key)}{hint}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isinstance(read_yaml(text, Places(""), []), int | float)
-    except InputError:
-        return False
+    homes = [dotted(section) or "the top level" for section in sections if name in names(Recipe, section)]
+    return f"; it belongs to {' or '.join(homes)}" if homes else ""
 
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe for editors, with the names that are installed here."""
     from zoo.domain import datasets, domains, models
 
-    found: dict[str, Any] = json.loads(json.dumps(_shape()))
+    found: dict[str, Any] = json.loads(json.dumps(shape(Recipe)))
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "science-zoo recipe"}
     top, parts = found["properties"], found["$defs"]
     top["domain"]["enum"] = sorted(domains())
