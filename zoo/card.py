@@ -60,7 +60,7 @@ class ModelCard(Frozen):
     """A pretrained model: what it is, how it is built, where its weights are, what may be done with them.
 
     `config` is the exact architecture. `build` names ``(card, head) -> torch.nn.Module``; it is called under
-    ``torch.device("meta")`` and must be plain model code. `tokenizer` names ``(card) -> Tokenizer`` (see
+    ``torch.device("meta")`` and must be plain model code. `tokenizer` names ``(folder) -> Tokenizer`` (see
     `zoo.domain`). `convert` names ``(folder) -> state dict`` for checkpoints in a layout of their own; without it the
     files are read as ``from_pretrained`` would. `roles` maps a role to patterns (shell style) of module names
     inside the built model; techniques select modules by role only. `depth` is the key of `config` that counts
@@ -80,10 +80,10 @@ class ModelCard(Frozen):
     source: Source
     convert: Ref | None = None
     max_length: int = Field(gt=0, description="tokens, special tokens included")
-    special_tokens: int = Field(2, ge=0, description="how many of max_length are not residues or atoms")
+    special_tokens: int = Field(default=2, ge=0, description="how many of max_length are not residues or atoms")
     roles: Mapping[str, tuple[str, ...]]
     depth: str | None = None
-    fp32_modules: tuple[str, ...] = Field((), description="patterns of modules that must stay in fp32")
+    fp32_modules: tuple[str, ...] = Field(default=(), description="patterns of modules that must stay in fp32")
     tasks: tuple[str, ...]
     notes: str = ""
 
