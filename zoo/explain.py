@@ -51,7 +51,13 @@ def validate(model: type[M], data: Mapping[str, Any], what: str = "key here") ->
         else:
             key, value = _existing(data, key)  # not the branches of a union, nor what a list is too short for
             problems.append(Problem(key, "type", _got_needs(value, shape_at(model, key))))
-    return None, list(dict.fromkeys(problems))
+    deepest = [p for p in problems if not (p.kind == "type" and any(_inside(other, p) for other in problems))]
+    return None, list(dict.fromkeys(deepest))
+
+
+def _inside(inner: Problem, outer: Problem) -> bool:
+    """Whether `inner` already says what is wrong in `outer` (a list of wrong values also counts as too short)."""
+    return len(inner.key) > len(outer.key) and inner.key[: len(outer.key)] == outer.key
 
 
 @functools.cache

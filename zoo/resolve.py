@@ -1,0 +1,260 @@
+"""What a recipe's names mean here: its domain, model, task, data and techniques, or every name that is wrong."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, create_model
+
+from zoo.card import DatasetCard, ModelCard, Ref, load_ref
+from zoo.domain import Domain, Task, datasets, domains, models
+from zoo.errors import InputError, nearest, unknown
+from zoo.explain import validate
+from zoo.recipe import Recipe
+from zoo.recipe_file import RecipeFile
+from zoo.strict_yaml import Key, Problems
+from zoo.techniques import Technique, registry
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+"""Files that every domain reads; a domain's own readers come on top."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with its names looked up.
+
+    `choices` maps every technique key to the options that are left open: one where the recipe names it, all where it
+    says nothing or auto. `left_out` are open options that the model cannot have, with the reason.
+    """
+
+    file: RecipeFile
+    recipe: Recipe
+    domain: Domain
+    card: ModelCard
+    task: Task
+    dataset: DatasetCard | None
+    choices: Mapping[str, tuple[Technique, ...]]
+    left_out: tuple[tuple[Technique, str], ...] = ()
+
+
+def resolve(file: RecipeFile) -> Job:
+    """Look up every name of a recipe. Raises `InputError` with all that are wrong, each with file and line."""
+    recipe = file.recipe
+    problems: Problems = []
+    domain = domains().get(recipe.domain)
+    if domain is None:
+        problems.append((("domain",), _unknown("domain", recipe.domain, domains())))
+    card = models().get(recipe.model)
+    if card is None:
+        problems.append((("model",), _unknown("model", recipe.model, models())))
+    elif domain is not None and card.domain != domain.name:
+        own = ", ".join(sorted(model.name for model in domain.models)) or "none"
+        problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
+    task = _task(recipe, card, domain, problems)
+    dataset = _data(recipe, card, domain, problems)
+    problems += _checkpoint(recipe.checkpoint)
+    problems += _gpu(recipe.budget.gpu)
+    choices, left_out = _techniques(recipe, card, problems)
+    if problems or domain is None or card is None or task is None:
+        raise InputError(file.places.sentences(problems))
+    return Job(file, recipe, domain, card, task, dataset, choices, left_out)
+
+
+def _unknown(what: str, got: str, allowed: Iterable[str]) -> str:
+    return unknown("", what, got, allowed).removeprefix(": ")
+
+
+# ------------------------------------------------------------------------------------------------------ task
+
+
+def _task(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problems: Problems) -> Task | None:
+    from zoo.tasks import STANDARD
+
+    name = recipe.task_name
+    known: dict[str, Ref] = {**STANDARD, **(domain.tasks if domain else {})}
+    if name not in known:
+        allowed = [task for task in known if card is None or task in card.tasks]
+        problems.append((("task",), _unknown("task", name, allowed)))
+        return None
+    if card is not None and name not in card.tasks:
+        problems.append((("task",), f"{card.name} cannot do {name} (its tasks: {', '.join(sorted(card.tasks))})"))
+    made = load_ref(known[name])
+    options, wrong = _arguments(made, name, recipe.task_options)
+    problems += [(("task", name, *key), sentence) for key, sentence in wrong]
+    if wrong:
+        return None
+    try:
+        task: Task = made(**options)
+    except (InputError, ValueError, TypeError) as error:
+        reasons = error.problems if isinstance(error, InputError) else (str(error),)
+        problems += [(("task", name), reason) for reason in reasons]
+        return None
+    return task
+
+
+def _arguments(made: Any, name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Problems]:
+    """`given` as arguments of a constructor, with the types that its signature states."""
+    try:
+        hints = typing.get_type_hints(made.__init__)
+    except NameError:  # names that exist for type checkers only
+        hints = {}
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(made).parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            required = parameter.default is parameter.empty
+            default = Field() if required else Field(default=parameter.default)
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    options, problems = validate(create_model(name, __config__=config, **fields), given, f"option of {name}")
+    if options is None:
+        return {}, [(problem.key, problem.sentence) for problem in problems]
+    return {option: getattr(options, option) for option in given}, []
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+def _data(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problems: Problems) -> DatasetCard | None:
+    data, dataset = recipe.data, None
+    if data.source is not None:
+        dataset = datasets().get(data.source)
+        if dataset is None:
+            own = [name for name, d in datasets().items() if domain is None or d.domain == domain.name]
+            problems.append((("data", "source"), _unknown("dataset", data.source, own)))
+        elif domain is not None and dataset.domain != domain.name:
+            wrong = f"{dataset.name} is a dataset of {dataset.domain}, not of {domain.name}"
+            problems.append((("data", "source"), wrong))
+    elif data.path is not None:
+        reason = _unreadable(data.path, (*SUFFIXES, *(domain.readers if domain else ())), domain is not None)
+        problems += [(("data", "path"), reason)] if reason else []
+    method, key = data.split.method, ("data", "split", "method")
+    groups = domain.groups if domain else {method: ""}
+    if method not in (known := ["random", "given", "column", *groups]):
+        problems.append((key, _unknown("split method", method, known)))
+    elif method == "given" and data.source is None:
+        instead = "write method: column with the column of the words train, valid, test"
+        problems.append((key, f"given is the publisher's own split of a dataset; for a file of yours {instead}"))
+    elif method == "given" and dataset is not None and "test" not in dataset.files:
+        parts = ", ".join(dataset.files)
+        problems.append((key, f"{dataset.name} has no test part of its publisher (parts: {parts}); choose another"))
+    if card is not None and data.max_length is not None:
+        low, high = card.special_tokens + 1, card.max_length
+        if not low <= data.max_length <= high:
+            wrong = f"got {data.max_length}; {card.name} takes {low} to {high} tokens, special tokens included"
+            problems.append((("data", "max_length"), wrong))
+    return dataset
+
+
+def _unreadable(path: str, suffixes: Iterable[str], complete: bool) -> str | None:
+    """Why a data file cannot be read, or None. `complete`: no other suffix could be right."""
+    file = Path(path).expanduser()
+    looked = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
+    if file.is_dir():
+        return f"{path} is a folder; name a file"
+    if not file.is_file():
+        beside = [f.name for f in file.parent.iterdir() if f.is_file()] if file.parent.is_dir() else []
+        close = nearest(file.name, beside)
+        return f"{path}: no such file{looked}" + (f'; did you mean "{file.with_name(close)}"?' if close else "")
+    if complete and file.suffix.lower() not in suffixes:
+        return f'{path}: files of type "{file.suffix}" cannot be read (readable: {", ".join(sorted(suffixes))})'
+    try:
+        with file.open("rb") as opened:
+            return None if opened.read(1) else f"{path} is empty"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+# -------------------------------------------------------------------------------------- checkpoint and budget
+
+
+def _checkpoint(checkpoint: str) -> Problems:
+    from zoo.weights.source import FileSource, parse
+
+    words = ["pretrained", "random"]
+    if checkpoint in words:
+        return []
+    try:
+        source = parse(checkpoint)
+    except InputError as error:
+        close = nearest(checkpoint, words)
+        if close:
+            return [(("checkpoint",), _unknown("checkpoint", checkpoint, words))]
+        return [(("checkpoint",), f"neither pretrained nor random, and {reason}") for reason in error.problems]
+    if isinstance(source, FileSource) and not source.path.exists():
+        return [(("checkpoint",), f"{source.path}: no such file or folder")]
+    return []
+
+
+def _gpu(name: str | None) -> Problems:
+    if name is None:
+        return []
+    from zoo.memory.devices import find
+
+    try:
+        find(name)
+    except InputError as error:
+        return [(("budget", "gpu"), reason) for reason in error.problems]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------ techniques
+
+
+def _techniques(
+    recipe: Recipe, card: ModelCard | None, problems: Problems
+) -> tuple[dict[str, tuple[Technique, ...]], tuple[tuple[Technique, str], ...]]:
+    written = recipe.techniques if isinstance(recipe.techniques, dict) else {}
+    for key in written:
+        if key not in registry():
+            problems.append((("techniques", key), _unknown("technique", key, registry())))
+    choices: dict[str, tuple[Technique, ...]] = {}
+    left_out: list[tuple[Technique, str]] = []
+    for key, options in registry().items():
+        choice = written.get(key, "auto")
+        if choice == "auto":
+            ready = [option() for option in options if not any(f.is_required() for f in option.model_fields.values())]
+            choices[key] = tuple(option for option in ready if not _missing_role(option, card))
+            left_out += [(option, reason) for option in ready if (reason := _missing_role(option, card))]
+            continue
+        named = {choice: None} if isinstance(choice, str) else choice
+        picked = [_option(key, name, parameters, card, problems) for name, parameters in named.items()]
+        choices[key] = tuple(option for option in picked if option is not None)
+    return choices, tuple(left_out)
+
+
+def _option(
+    key: str, name: str, parameters: Mapping[str, Any] | None, card: ModelCard | None, problems: Problems
+) -> Technique | None:
+    """One option that a recipe names; `parameters` is None where it stands as a bare name."""
+    place: Key = ("techniques", key) if parameters is None else ("techniques", key, name)
+    by_name = {option.name: option for option in registry()[key]}
+    if name not in by_name:
+        allowed = [*by_name, "auto"] if parameters is None else by_name
+        problems.append((place, _unknown(key, name, allowed)))
+        return None
+    option, wrong = validate(by_name[name], parameters or {}, f"parameter of {name}")
+    problems += [((*place, *problem.key), problem.sentence) for problem in wrong]
+    if option is None:
+        return None
+    if reason := _missing_role(option, card):
+        problems.append(((*place, "targets") if parameters else place, reason))
+    return option
+
+
+def _missing_role(option: Technique, card: ModelCard | None) -> str | None:
+    """Why the roles that an option targets are not all there, or None."""
+    if card is None:
+        return None
+    wrong = [role for role in getattr(option, "targets", ()) if role not in card.roles]
+    if not wrong:
+        return None
+    names = ", ".join(f'"{role}"' for role in wrong)
+    close = nearest(wrong[0], sorted(card.roles))
+    hint = f'; did you mean "{close}"?' if close else ""
+    is_not = "is not a role" if len(wrong) == 1 else "are not roles"
+    return f"{names} {is_not} of {card.name}{hint} (roles: {', '.join(sorted(card.roles))})"
