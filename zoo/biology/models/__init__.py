@@ -1,0 +1,1 @@
+"""One file per model family; each lists its cards in ``CARDS``."""
