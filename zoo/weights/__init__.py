@@ -10,17 +10,18 @@ from zoo.weights.fetch import fetch, is_local, is_offline
 from zoo.weights.source import FileSource, HubSource, PypiSource, parse
 
 if TYPE_CHECKING:
-    from zoo.weights.match import LoadReport, initialise, initialise_and_load, load_into
-    from zoo.weights.read import read_state_dict
+    from zoo.weights.initial_values import initialise
+    from zoo.weights.match import LoadReport, initialise_and_load, load_into
+    from zoo.weights.read import read_pickle, read_state_dict
 
 _LAZY = {  # what imports torch
-    "LoadReport": "match", "initialise": "match", "initialise_and_load": "match", "load_into": "match",
-    "read_state_dict": "read",
+    "LoadReport": "match", "initialise": "initial_values", "initialise_and_load": "match", "load_into": "match",
+    "read_pickle": "read", "read_state_dict": "read",
 }  # fmt: skip
 
 __all__ = [
     "FileSource", "HubSource", "LoadReport", "PypiSource", "fetch", "initialise", "initialise_and_load", "is_local",
-    "is_offline", "load_into", "parse", "read_state_dict",
+    "is_offline", "load_into", "parse", "read_pickle", "read_state_dict",
 ]  # fmt: skip
 
 

@@ -145,10 +145,8 @@ def _no_such_wheel(source: PypiSource, versions: set[str]) -> str:
     known = sorted(versions | archives, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
     if not known:
         return f"{source}: the package index has no wheel of any release named {source.name}; check the spelling"
-    close = difflib.get_close_matches(source.version, known, n=1, cutoff=0.6)
-    hint = f'; did you mean "{close[0]}"?' if close else ""
     shown = ", ".join(known[-12:])
-    return f'{source}: "{source.version}" is not a version of {source.name}{hint} (newest known: {shown})'
+    return f'{source}: "{source.version}" is not a version of {source.name} (newest known: {shown})'
 
 
 def _opened(source: PypiSource, wheel: Path) -> zipfile.ZipFile:
