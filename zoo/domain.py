@@ -10,15 +10,17 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from zoo.card import DatasetCard, ModelCard, Ref
+from zoo.card import DatasetCard, ModelCard, Ref, Source
 from zoo.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    import pandas
     import torch
     from numpy.typing import NDArray
 
@@ -65,15 +67,33 @@ class Cleaned:
 
 
 class Tokenizer(Protocol):
-    """Text to token ids. `encode` includes special tokens; `special_ids` are never masked or labelled."""
+    """Text to token ids.
+
+    `encode` puts the special tokens `before` and `after` around the text; `special_ids` are never masked or labelled.
+    """
 
     vocabulary_size: int
     pad_id: int
     unk_id: int | None
     mask_id: int | None
     special_ids: frozenset[int]
+    before: list[int]
+    after: list[int]
 
     def encode(self, text: str) -> list[int]: ...
+
+
+class DataRequest(Protocol):
+    """What a task may know when it prepares data."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def domain(self) -> Domain: ...
+    @property
+    def card(self) -> ModelCard: ...
+    @property
+    def dataset(self) -> DatasetCard | None: ...
 
 
 @runtime_checkable
@@ -91,8 +111,13 @@ class Task(Protocol):
     @property
     def head(self) -> Head: ...
 
-    def prepare(self, recipe: Recipe, card: ModelCard, domain: Domain, folder: Any) -> Data:
-        """Read, check, split and encode the recipe's data. Raises `InputError`."""
+    def prepare(self, request: DataRequest, fetch: Callable[[Source], Path]) -> Data:
+        """Read, check, split and encode the recipe's data; `fetch` makes a source local. Raises `InputError`."""
+
+    def read_inputs(
+        self, request: DataRequest, fetch: Callable[[Source], Path], table: pandas.DataFrame
+    ) -> tuple[list[Any], dict[int, str]]:
+        """Examples without targets, for predicting on a table; and row -> reason for rows that cannot be read."""
 
     def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
         """The largest micro-batch of `rows` examples with `length` tokens each: shapes are right, values arbitrary."""
@@ -109,8 +134,16 @@ class Task(Protocol):
     def predict(self, model: torch.nn.Module, batch: Batch) -> list[dict[str, Any]]:
         """One mapping of prediction columns per row, in the batch's order, in the units of the data."""
 
-    def metrics(self, predictions: Sequence[Mapping[str, Any]], examples: Sequence[Any]) -> dict[str, float]:
-        """Published metrics of predictions (as `predict` returns them) against the examples' targets."""
+    def combine(
+        self, predictions: Sequence[Mapping[str, Any]], examples: Sequence[Any]
+    ) -> Mapping[int, Mapping[str, Any]]:
+        """One prediction per row of the data: what belongs to a row in parts (windows) put together."""
+
+    def targets(self, examples: Sequence[Any]) -> Mapping[int, Any]:
+        """Targets by row of the data."""
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
+        """Published metrics of combined predictions against targets, both in the same order."""
 
     def state(self) -> dict[str, Any]:
         """JSON-ready facts that `prepare` learned (classes, target scale), for `restore` when predicting later."""

@@ -37,8 +37,8 @@ class RegexTokenizer:
         self.unk_id = None if unk is None else self._ids[unk]
         self.mask_id = None if mask is None else self._ids[mask]
         self.special_ids = frozenset(self._ids[t] for t in special)
-        self._before = [] if cls is None else [self._ids[cls]]
-        self._after = [] if sep is None else [self._ids[sep]]
+        self.before = [] if cls is None else [self._ids[cls]]
+        self.after = [] if sep is None else [self._ids[sep]]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with special tokens around it."""
@@ -51,4 +51,4 @@ class RegexTokenizer:
             if token is None:
                 raise ValueError(f"{piece!r} is not in the vocabulary")
             ids.append(token)
-        return [*self._before, *ids, *self._after]
+        return [*self.before, *ids, *self.after]

@@ -1,0 +1,108 @@
+"""One class per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
+from torch import nn
+
+from zoo.card import ModelCard
+from zoo.data.prepare import Data, Example
+from zoo.domain import Batch, Head
+from zoo.errors import InputError
+from zoo.tasks.sequence import SequenceTask, logits
+
+
+class SequenceClassification(SequenceTask):
+    """Cross-entropy over the classes of the training part, in sorted order.
+
+    `classes` may be given, so that a plan without data knows how many there are.
+    """
+
+    name = "sequence_classification"
+    monitor = "mcc"
+    lower_is_better = False
+
+    def __init__(self, classes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if classes is not None and (isinstance(classes, str) or len(classes) < 2):
+            raise ValueError("classes must list at least two labels")
+        self.classes: tuple[str, ...] = tuple(str(c) for c in classes) if classes else ()
+
+    @property
+    def head(self) -> Head:
+        return Head("sequence", max(len(self.classes), 2))
+
+    def parse_target(self, text: str, cleaned: str) -> str:
+        if not text:
+            raise ValueError("the label is missing")
+        return text
+
+    def learn(self, data: Data) -> None:
+        found = tuple(sorted({e.target for e in data.train}))
+        self.classes = self.classes or found
+        if len(self.classes) < 2:
+            raise InputError(f"{self.name}: the training part has one class only: {', '.join(self.classes)}")
+        elsewhere = {e.target for part in (data.train, data.valid, data.test) for e in part} - set(self.classes)
+        if elsewhere:
+            raise InputError(
+                f"{self.name}: labels {', '.join(sorted(elsewhere))} are not among the classes "
+                f"of the training part ({', '.join(self.classes)})"
+            )
+
+    def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
+        return Batch(self.blank_inputs(rows, length), torch.zeros(rows, dtype=torch.long), rows)
+
+    def collate(self, examples: Sequence[Example], rows: Sequence[int], epoch: int | None) -> Batch:
+        labels = [0 if e.target is None else self.classes.index(e.target) for e in examples]
+        return Batch(self.inputs([e.ids for e in examples]), torch.tensor(labels), len(examples), tuple(rows))
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(logits(model, batch.inputs), batch.targets, reduction="sum")
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        rows = logits(model, batch.inputs).softmax(-1).tolist()
+        return [self._named(probabilities) for probabilities in rows]
+
+    def _named(self, probabilities: Sequence[float]) -> dict[str, Any]:
+        best = max(range(len(self.classes)), key=lambda i: probabilities[i])
+        named = {f"probability_{c}": p for c, p in zip(self.classes, probabilities, strict=True)}
+        return {"prediction": self.classes[best], **named}
+
+    def merge(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        columns = [f"probability_{c}" for c in self.classes]
+        return self._named([sum(w[c] for w in windows) / len(windows) for c in columns])
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
+        probabilities = [[p[f"probability_{c}"] for c in self.classes] for p in predictions]
+        return classification_metrics(self.classes, probabilities, targets)
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.classes = tuple(state["classes"])
+
+
+def classification_metrics(
+    classes: Sequence[str], probabilities: Sequence[Sequence[float]], targets: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation, and AUROC where every class occurs (one against the rest, macro)."""
+    import numpy as np
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_auc_score
+
+    table = np.asarray(probabilities, dtype=float)
+    truth = np.array([classes.index(t) for t in targets])
+    best = table.argmax(axis=1)
+    found = {
+        "accuracy": float(accuracy_score(truth, best)),
+        "f1_macro": float(f1_score(truth, best, average="macro", labels=range(len(classes)), zero_division=0)),
+        "mcc": float(matthews_corrcoef(truth, best)),
+    }
+    if len(set(truth.tolist())) == len(classes):
+        ranks = [float(roc_auc_score(truth == i, table[:, i])) for i in range(len(classes))]
+        found["auroc"] = sum(ranks) / len(ranks)
+    return found

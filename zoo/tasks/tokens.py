@@ -1,0 +1,117 @@
+"""One class per residue, atom token or whatever the tokenizer makes of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
+from torch import nn
+
+from zoo.card import ModelCard
+from zoo.data.prepare import Data, Example
+from zoo.domain import Batch, Head
+from zoo.errors import InputError
+from zoo.tasks.sequence import SequenceTask, logits
+
+IGNORED = -100
+"""Target of tokens that do not count, as torch's cross-entropy has it."""
+
+
+class TokenClassification(SequenceTask):
+    """Cross-entropy over the classes of the training part at every token that is not special.
+
+    A target is one label per token: characters (``HHEEC``), or words separated by blanks. ``-`` marks tokens without
+    a label.
+    """
+
+    name = "token_classification"
+    monitor = "f1_macro"
+    lower_is_better = False
+
+    def __init__(self, classes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if classes is not None and (isinstance(classes, str) or len(classes) < 2):
+            raise ValueError("classes must list at least two labels")
+        self.classes: tuple[str, ...] = tuple(str(c) for c in classes) if classes else ()
+
+    @property
+    def head(self) -> Head:
+        return Head("token", max(len(self.classes), 2))
+
+    def parse_target(self, text: str, cleaned: str) -> tuple[str, ...]:
+        if not text:
+            raise ValueError("the labels are missing")
+        labels = tuple(text.split()) if any(c.isspace() for c in text) else tuple(text)
+        tokens = len(self.tokenizer.encode(cleaned)) - len(self.tokenizer.before) - len(self.tokenizer.after)
+        if len(labels) != tokens:
+            raise ValueError(f"{len(labels)} labels for {tokens} tokens")
+        return labels
+
+    def learn(self, data: Data) -> None:
+        found = {label for e in data.train for label in e.target} - {"-"}
+        self.classes = self.classes or tuple(sorted(found))
+        if len(self.classes) < 2:
+            raise InputError(f"{self.name}: the training part has fewer than two classes: {', '.join(self.classes)}")
+        everywhere = {label for part in (data.train, data.valid, data.test) for e in part for label in e.target}
+        strange = everywhere - set(self.classes) - {"-"}
+        if strange:
+            raise InputError(
+                f"{self.name}: labels {', '.join(sorted(strange))} are not among the classes "
+                f"of the training part ({', '.join(self.classes)})"
+            )
+
+    def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
+        return Batch(self.blank_inputs(rows, length), torch.zeros((rows, length), dtype=torch.long), rows * length)
+
+    def _labels(self, example: Example) -> list[int]:
+        before, after = len(self.tokenizer.before), len(self.tokenizer.after)
+        size = len(example.ids) - before - after
+        labels = [IGNORED] * size
+        if example.target is not None:
+            wanted = example.target[example.start : example.start + size]
+            labels = [IGNORED if label == "-" else self.classes.index(label) for label in wanted]
+        return [*([IGNORED] * before), *labels, *([IGNORED] * after)]
+
+    def collate(self, examples: Sequence[Example], rows: Sequence[int], epoch: int | None) -> Batch:
+        labels = [self._labels(e) for e in examples]
+        weight = sum(label != IGNORED for row in labels for label in row)
+        return Batch(self.inputs([e.ids for e in examples]), self.pad(labels, IGNORED), weight, tuple(rows))
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        scores = logits(model, batch.inputs)
+        return F.cross_entropy(scores.transpose(1, 2), batch.targets, ignore_index=IGNORED, reduction="sum")
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        best = logits(model, batch.inputs).argmax(-1).tolist()
+        lengths = batch.inputs["attention_mask"].sum(-1).tolist()
+        before, after = len(self.tokenizer.before), len(self.tokenizer.after)
+        return [
+            {"prediction": " ".join(self.classes[i] for i in row[before : length - after])}
+            for row, length in zip(best, lengths, strict=True)
+        ]
+
+    def merge(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"prediction": " ".join(w["prediction"] for w in windows)}
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
+        from sklearn.metrics import accuracy_score, f1_score
+
+        pairs = [
+            (truth, guess)
+            for prediction, target in zip(predictions, targets, strict=True)
+            for guess, truth in zip(prediction["prediction"].split(" "), target, strict=False)
+            if truth != "-"
+        ]
+        truth, guess = [t for t, _ in pairs], [g for _, g in pairs]
+        return {
+            "accuracy": float(accuracy_score(truth, guess)),
+            "f1_macro": float(f1_score(truth, guess, average="macro", labels=self.classes, zero_division=0)),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.classes = tuple(state["classes"])
