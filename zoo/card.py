@@ -77,6 +77,7 @@ class ModelCard(Frozen):
     config: Mapping[str, Any]
     build: Ref
     tokenizer: Ref
+    tokenizer_files: bool = Field(False, description="whether the tokenizer reads files of the source")
     source: Source
     convert: Ref | None = None
     max_length: int = Field(gt=0, description="tokens, special tokens included")

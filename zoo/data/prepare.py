@@ -30,7 +30,8 @@ ParseTarget = Callable[[str, str], Any]
 class Example:
     """One input, ready for the model: `ids` are token ids with special tokens; `row` is its row in the table.
 
-    A row that was cut into windows gives several examples with the same `row`; `start` is the first token's position in it.
+    A row that was cut into windows gives several examples with the same `row`; `start` is the position of the first
+    token in it.
     """
 
     row: int
@@ -214,7 +215,7 @@ def _readable(
         raise InputError(
             [
                 *shown,
-                f"{len(bad)} of {len(rows)} rows cannot be used; mend them, or leave them out with data.unreadable: skip",
+                f"{len(bad)} of {len(rows)} rows cannot be used; mend them, or say data.unreadable: skip",
             ]
         )
     if bad:

@@ -86,6 +86,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[weakref.ref[torch.UntypedStorage], int] = {}
         self._phase = OUTSIDE
         self._count_costs = count_costs
+        self._closed = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
@@ -114,8 +115,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _died(self, key: weakref.ref[torch.UntypedStorage]) -> None:
         index = self._known.pop(key, None)
-        if index is not None:
+        if index is not None and not self._closed:
             self.record.events.append(-(index + 1))
+
+    def close(self) -> None:
+        """Record nothing from here on: what dies with the model is of no interest."""
+        self._closed = True
 
     def label(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
         """Give the storages of `tensors` a category, counting those not seen yet."""

@@ -12,7 +12,12 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 _VIEWS = frozenset(
-    ["view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "alias", "as_strided", "slice", "select", "unsqueeze", "squeeze", "split", "split_with_sizes", "unbind", "empty", "_reshape_alias"]
+    name
+    for line in (
+        "view _unsafe_view _reshape_alias alias as_strided detach expand permute select slice split",
+        "split_with_sizes squeeze t transpose unbind unsqueeze empty",
+    )
+    for name in line.split()
 )
 
 

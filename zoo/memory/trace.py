@@ -2,12 +2,13 @@
 
 Two worlds without storage are used. *Fake CPU tensors* choose the very kernels that the CPU runs, so their ledger
 equals a real run to the byte; they confirm a plan. *meta tensors* cost half as much to run and are used to search;
-the few places where the CPU's choice of kernel differs are bridged in `_CpuKernels`, each with its source.
+the few places where the CPU's choice of kernel differs are bridged here, each with its source.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from unittest import mock
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from zoo.domain import Batch
 from zoo.memory.ledger import Ledger, Record
@@ -26,19 +26,7 @@ from zoo.step import Setup, train_step
 World = Literal["fake", "meta"]
 
 
-class _CpuKernels(TorchFunctionMode):
-    """What the CPU computes, and therefore keeps, where `meta` tensors would choose another kernel."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        if func in _BACKWARD:
-            with self:  # a mode is off while it handles a call, but checkpointing recomputes inside this one
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-_BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+_plain_attention = F.scaled_dot_product_attention
 
 
 def _attention(
@@ -62,9 +50,7 @@ def _attention(
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out: torch.Tensor = flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
         return out
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 @contextlib.contextmanager
@@ -85,8 +71,9 @@ def without_storage(world: World, *, count_costs: bool = False) -> Iterator[tupl
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         else:
             stack.enter_context(_fused_optimizers_on_meta())
-            stack.enter_context(_CpuKernels())
+            stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         stack.enter_context(ledger)
+        stack.enter_context(_no_garbage_collection())
         yield torch.device("cpu" if world == "fake" else "meta"), ledger
 
 
@@ -120,7 +107,20 @@ def trace(
                     train_step(setup, micro_batches)
                 ledger.relabel_alive("temporaries", "optimizer")
                 del micro_batches
+        ledger.close()
     return ledger.record
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Cycles die at a time of the collector's choosing, which would make traces differ from run to run."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _make_states(setup: Setup) -> None:

@@ -61,10 +61,10 @@ class LoRA(Technique):
     targets: tuple[str, ...] = Field(("attention",), min_length=1)
 
     def apply(self, setup: Setup) -> None:
-        import peft
-
         from zoo.step import materialise, storage_free
 
+        with storage_free():  # importing it makes tensors, which are not this step's
+            import peft
         linear: list[str] = []
         for role in self.targets:
             found = setup.modules_of(role)

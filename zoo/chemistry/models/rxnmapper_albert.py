@@ -40,6 +40,7 @@ CARDS = (
         },
         build="zoo.weights.hf:build",
         tokenizer="zoo.chemistry.tokenizer:smiles_tokenizer",
+        tokenizer_files=True,
         source=Source(
             uri="pypi:rxnmapper==0.4.3/rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k",
             sha256="27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
