@@ -162,7 +162,7 @@ output:
         "r.yaml:27 train.max_steps: got 2.5; needs a whole number above 0",
         f'r.yaml:28 learning_rate: "learning_rate" is not a known key here (known: {top}); it belongs to train',
         "r.yaml:29 output: got a list of 1; needs text (run folder; default: runs/NAME)",
-        "--set budget.host: 1.5 is not an amount of memory; write for example 8GiB, 24GB or 512MiB",
+        "--set budget.host: got 1.5; needs an amount of memory such as 8GiB, 24GB or 512MiB",
         f'--set trian: "trian" is not a known key here; did you mean "train"? (known: {top})',
     ]  # fmt: skip
 
@@ -178,7 +178,8 @@ output:
         ("model: rxnmapper_albert", "model:", "r.yaml:3 model: got nothing; needs text (name of a model card; see `zoo models`)"),
         ("  device: 8GiB\n", "", "r.yaml:8 budget: got nothing; needs a section with the keys device, gpu, host, count"),
         ("device: 8GiB", "device: 0", 'r.yaml:9 budget.device: "0" is not an amount of memory; write for example 8GiB, 24GB or 512MiB'),
-        ("device: 8GiB", "device: true", "r.yaml:9 budget.device: True is not an amount of memory; write for example 8GiB, 24GB or 512MiB"),
+        ("device: 8GiB", "device: true", "r.yaml:9 budget.device: got true; needs an amount of memory such as 8GiB, 24GB or 512MiB"),
+        ("device: 8GiB", f"device: {'9' * 400}", f'r.yaml:9 budget.device: "{"9" * 400}" is not an amount of memory; write for example 8GiB, 24GB or 512MiB'),
         ("device: 8GiB", "device: null\n  count: 0", "r.yaml:10 budget.count: got 0; needs a whole number above 0"),
         ("{input: smiles, target: SOL}", "smiles", 'r.yaml:7 data.columns: got the text "smiles"; needs a section of NAME: text (what the task needs -> name of the column)'),
         ("epochs: 3", "epochs: '3'", 'r.yaml:11 train.epochs: got the text "3"; needs a whole number above 0; take the quotes away'),

@@ -217,7 +217,7 @@ OPTIONS = "(known: classes, rows, smoothing)"
     ("task", "expected"),
     [
         ("toy_tusk", 'task: "toy_tusk" is not a known task; did you mean "toy_task"? (known: demanding, toy_task)'),
-        ("regression", "task: toy_small cannot do regression (its tasks: demanding, toy_task)"),
+        ("token_classification", "task: toy_small cannot do token_classification (its tasks: demanding, toy_task)"),
         ("{toy_task: {smothing: 1}}", f'task.toy_task.smothing: "smothing" is not a known option of toy_task; did you mean "smoothing"? {OPTIONS}'),
         ("{toy_task: {classes: a}}", 'task.toy_task.classes: got the text "a"; needs a list of text; write [a]'),
         ("{toy_task: {rows: 1.5}}", "task.toy_task.rows: got 1.5; needs a whole number"),

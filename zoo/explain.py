@@ -109,20 +109,20 @@ def needs(node: Mapping[str, Any]) -> str:
 
 def got(value: Any) -> str:
     """A value as a person would name it."""
-    if isinstance(value, str):
-        return f'the text "{value if len(value) <= 60 else value[:57] + "..."}"'
     if isinstance(value, dict | list):
         return "a section" if isinstance(value, dict) else f"a list of {len(value)}"
-    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+    shown = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return f'the text "{shown}"' if isinstance(value, str) else shown
 
 
 def _got_needs(value: Any, node: Mapping[str, Any]) -> str:
     kind, hint = node.get("type"), ""
     if isinstance(value, str) and kind in ("integer", "number", "boolean") and not isinstance(_plain(value), str):
         hint = "; take the quotes away"
-    elif isinstance(value, int | float) and kind == "string" and "enum" not in node:
+    elif isinstance(value, int | float) and kind == "string" and not {"enum", "const"} & node.keys():
         hint = "; write it in quotes"
-    elif isinstance(value, str | int | float) and kind == "array":
+    elif isinstance(value, str | int | float) and kind == "array" and "items" in node:
         hint = f"; write [{value}]"
     return f"got {got(value)}; needs {needs(node)}{hint}"
 

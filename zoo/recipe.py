@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema, field_
 
 from zoo.card import Frozen
 from zoo.errors import InputError
+from zoo.explain import got
 from zoo.units import parse_bytes
 
 
 def _bytes(value: Any) -> int:
     if type(value) not in (str, int):
-        raise ValueError(f"{value} is not an amount of memory; write for example 8GiB, 24GB or 512MiB")
+        raise ValueError(f"got {got(value)}; needs an amount of memory such as 8GiB, 24GB or 512MiB")
     try:
         return parse_bytes(value)
     except InputError as error:  # pydantic collects ValueErrors, with the place where each was found

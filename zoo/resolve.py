@@ -20,9 +20,6 @@ from zoo.recipe_file import RecipeFile
 from zoo.strict_yaml import Key, Problems
 from zoo.techniques import Technique, registry
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-"""Files that every domain reads; a domain's own readers come on top."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -130,7 +127,7 @@ def _data(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problem
             wrong = f"{dataset.name} is a dataset of {dataset.domain}, not of {domain.name}"
             problems.append((("data", "source"), wrong))
     elif data.path is not None:
-        reason = _unreadable(data.path, (*SUFFIXES, *(domain.readers if domain else ())), domain is not None)
+        reason = _unreadable(data.path, domain)
         problems += [(("data", "path"), reason)] if reason else []
     method, key = data.split.method, ("data", "split", "method")
     groups = domain.groups if domain else {method: ""}
@@ -150,9 +147,11 @@ def _data(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problem
     return dataset
 
 
-def _unreadable(path: str, suffixes: Iterable[str], complete: bool) -> str | None:
-    """Why a data file cannot be read, or None. `complete`: no other suffix could be right."""
-    file = Path(path).expanduser()
+def _unreadable(path: str, domain: Domain | None) -> str | None:
+    """Why a data file cannot be read, or None."""
+    from zoo.data.tables import CORE_SUFFIXES
+
+    file = Path(path)
     looked = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
     if file.is_dir():
         return f"{path} is a folder; name a file"
@@ -160,8 +159,9 @@ def _unreadable(path: str, suffixes: Iterable[str], complete: bool) -> str | Non
         beside = [f.name for f in file.parent.iterdir() if f.is_file()] if file.parent.is_dir() else []
         close = nearest(file.name, beside)
         return f"{path}: no such file{looked}" + (f'; did you mean "{file.with_name(close)}"?' if close else "")
-    if complete and file.suffix.lower() not in suffixes:
-        return f'{path}: files of type "{file.suffix}" cannot be read (readable: {", ".join(sorted(suffixes))})'
+    suffixes = sorted({*CORE_SUFFIXES, *(domain.readers if domain else ())})
+    if domain is not None and file.suffix.lower() not in suffixes:
+        return f'{path}: files of type "{file.suffix}" cannot be read (readable: {", ".join(suffixes)})'
     try:
         with file.open("rb") as opened:
             return None if opened.read(1) else f"{path} is empty"

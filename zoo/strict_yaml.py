@@ -178,7 +178,7 @@ class _Reader:
         for name_node, value_node in self.pairs(node, key):
             line = _line(name_node)
             if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != _PREFIX + "str":
-                shown = name_node.value if isinstance(name_node, yaml.ScalarNode) else "of several values"
+                shown = (name_node.value or '""') if isinstance(name_node, yaml.ScalarNode) else "of several values"
                 self.problems.append((key, f"the key {shown} on line {line} is not text; write it in quotes"))
                 continue
             here = (*key, name_node.value)

@@ -18,11 +18,11 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)?\s*")
 def parse_bytes(text: str | int) -> int:
     """Bytes in ``"8GiB"`` (2^30), ``"24 GB"`` (10^9) or a plain number of bytes.
 
-    Raises `InputError` for anything else, a negative or a zero amount included.
+    Raises `InputError` for anything else, a negative, a zero or an absurd amount included.
     """
     match = _SIZE.fullmatch(str(text))
     factor = _FACTORS.get((match[2] or "b").lower()) if match else None
-    if match is None or factor is None or not float(match[1]) * factor >= 1:
+    if match is None or factor is None or not 1 <= float(match[1]) * factor < 2**63:
         raise InputError(f'"{text}" is not an amount of memory; write for example 8GiB, 24GB or 512MiB')
     return int(float(match[1]) * factor)
 
