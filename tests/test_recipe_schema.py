@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from zoo.domain import models
 from zoo.errors import InputError
 from zoo.recipe_file import read_recipe, schema
 from zoo.resources import shared
@@ -16,8 +17,10 @@ from zoo.strict_yaml import Places, read_yaml
 
 SHIPPED = sorted((shared() / "recipes").rglob("*.yaml"))
 
+TASK, OTHER_TASK = models()["rxnmapper_albert"].tasks[:2]
+
 GOOD: dict[str, Any] = {
-    "name": "toy", "domain": "chemistry", "model": "rxnmapper_albert", "task": "regression",
+    "name": "toy", "domain": "chemistry", "model": "rxnmapper_albert", "task": TASK,
     "data": {"path": "x.csv"}, "train": {"epochs": 3},
 }  # fmt: skip
 
@@ -50,8 +53,8 @@ def test_every_shipped_recipe_passes_the_schema_and_the_reader(
         ("", {"techniques": "none"}, False),
         ("", {"techniques": {"adapter": "lora", "precision": {"bf16": {}}}}, True),
         ("", {"techniques": {"adapter": 3}}, False),
-        ("", {"task": {"regression": {}}}, True),
-        ("", {"task": {"regression": {}, "classification": {}}}, False),
+        ("", {"task": {TASK: {}}}, True),
+        ("", {"task": {TASK: {}, OTHER_TASK: {}}}, False),
         ("", {"task": "divination"}, False),
         ("", {"modle": "x"}, False),
         ("", {"budget": {"device": "8GiB"}}, True),

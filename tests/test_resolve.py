@@ -309,6 +309,13 @@ def test_a_checkpoint_may_be_a_source(tmp_path: Path) -> None:
         assert job(GOOD, f"checkpoint='{checkpoint}'").recipe.checkpoint == checkpoint
 
 
+def test_every_task_of_every_card_exists() -> None:
+    from zoo.tasks import STANDARD
+
+    for model in zoo.domain.models().values():
+        assert set(model.tasks) <= {*STANDARD, *zoo.domain.domains()[model.domain].tasks}, model.name
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_recipe_resolves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("domains", "models", "datasets"):
