@@ -144,9 +144,7 @@ def test_a_file_that_is_not_in_the_wheel_lists_near_names(cache: Path) -> None:
 
 
 def test_an_unknown_version_lists_known_ones(cache: Path) -> None:
-    with pytest.raises(
-        WeightsError, match=r'"0\.13\.99" is not a version of datamol; did you mean "0\.13\.\d"\?.*newest'
-    ):
+    with pytest.raises(WeightsError, match=r'"0\.13\.99" is not a version of datamol \(newest known: .*0\.13\.0\)'):
         fetch(source("pypi:datamol==0.13.99/datamol", "x"))
 
 
@@ -196,6 +194,30 @@ def test_a_damaged_wheel_is_an_error(cache: Path, index: Callable[..., Path]) ->
     with pytest.raises(WeightsError, match=r"toy/a\.csv in toy_data.* is damaged .*CRC"):
         fetch(source("pypi:toy-data==1.0/toy", "a.csv"))
     assert data_in(cache) == []
+
+
+def test_what_pip_should_never_do_is_an_error_all_the_same(
+    cache: Path, index: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index({"toy/a.csv": "a"})
+    wanted = source("pypi:toy-data==1.0/toy", "a.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(pypi, "fetch_wheel", lambda *_: None)
+        with pytest.raises(WeightsError, match=r"files vanished from the cache .* while they were fetched; try again"):
+            fetch(wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(pypi, "_pip_download", lambda *_: (0, "Saved nothing"))
+        with pytest.raises(WeightsError, match=r"(?s)pip brought 0 wheels instead of one.*Saved nothing"):
+            fetch(wanted)
+
+    def garbage(_: object, target: Path, *__: object) -> tuple[int, str]:
+        target.mkdir(parents=True)
+        (target / "toy_data-1.0-py3-none-any.whl").write_bytes(b"garbage")
+        return 0, ""
+
+    monkeypatch.setattr(pypi, "_pip_download", garbage)
+    with pytest.raises(WeightsError, match=r"toy_data-1\.0-py3-none-any\.whl is not a readable wheel .*; fetch again"):
+        fetch(wanted)
 
 
 def test_a_dead_package_index_shows_what_pip_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,3 +266,11 @@ def test_two_processes_that_want_the_same_file_fetch_it_once(server: Hub) -> Non
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     assert len(server.of("GET", "model.safetensors")) == 1
+
+
+def test_a_process_started_offline_is_told_to_start_again(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE was set when huggingface_hub was imported"):
+        fetch(source("config.json"), offline=False)

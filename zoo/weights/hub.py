@@ -180,8 +180,10 @@ def _status(error: BaseException) -> int | None:
 
 def _passing(error: BaseException) -> bool:
     """Whether trying again may help: a connection that failed or was cut, a server that is busy."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     status = _status(error)
-    return status in _BUSY or status == 416 if status is not None else True
+    return not isinstance(error, OfflineModeIsEnabled) and (status is None or status == 416 or status in _BUSY)
 
 
 def _explain(source: HubSource, path: str, error: BaseException) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import pickle
+import pickletools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from zoo.weights.source import check_relative
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # what training leaves beside a checkpoint, and what no model is read from
 _NOT_WEIGHTS = ("training_args*", "optimizer*", "scheduler*", "rng_state*", "*.index.json", "*adapter_model*")
+_HARMLESS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # Lightning, plain PyTorch loops, fairseq
 
 
@@ -72,16 +74,33 @@ def _refused(path: Path, message: str, allow: tuple[type, ...]) -> str:
         r"GLOBAL ([\w.]+)|function <[\w-]+ (?:function |class )?'?([\w.]+)|got <class '([\w.]+)'>", message
     )
     reason = re.search(r"WeightsUnpickler error: (.*)", message)
-    asked = next((group for group in named.groups() if group), None) if named else None
+    asked = next((group for group in named.groups() if group), None) if named else _asked(path)
     allowed = ", ".join(f"{t.__module__}.{t.__qualname__}" for t in allow) or "nothing"
-    if asked is None:
-        return (
-            f"{path}: refused, it is not a pickle of tensors only ({reason[1] if reason else message.splitlines()[0]})"
-        )
+    if not asked:
+        why = (reason[1] if reason else "").strip() or "it has codes that PyTorch's checkpoints do not have"
+        return f"{path}: refused, it is not a pickle of tensors only ({why})"
     return (
         f"{path}: refused, the pickle asks for {asked}, and a checkpoint that names code may run it (allowed beside "
         f"tensors: {allowed}); ask its publisher for safetensors, or convert it where you trust it"
     )
+
+
+def _asked(path: Path) -> str:
+    """Names that a pickle not made by ``torch.save`` asks for, read off its opcodes: nothing is executed."""
+    names: list[str] = []
+    strings = ["", ""]
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    except Exception:  # not a pickle, or one cut short: what was seen so far is all there is to name
+        pass
+    return ", ".join(dict.fromkeys(name.removeprefix("builtins.") for name in names if name not in _HARMLESS))
 
 
 def _read_file(path: Path, allow: tuple[type, ...]) -> dict[str, torch.Tensor]:
