@@ -7,9 +7,9 @@ from pathlib import Path
 from zoo.data.vocabulary import RegexTokenizer
 from zoo.errors import WeightsError
 
-# One token per atom, bond, branch or ring closure; what stands in brackets is one token. Schwaller et al. 2018,
-# "Found in Translation", Chemical Science 9, 6091, doi:10.1039/C8SC02339E, section "Tokenization" (where the first
-# alternative is written `\[[^\]]+]`), with the `\*` and `\$` that RXNMapper's own tokenizer keeps.
+# One token per atom, bond, branch or ring closure; what stands in brackets is one token. The pattern is that of
+# Schwaller et al. 2018, "Found in Translation", Chemical Science 9, 6091, doi:10.1039/C8SC02339E, as RXNMapper's own
+# tokenizer has it (`>>` is one token). That tokenizer drops what no alternative matches; this one refuses it.
 SMILES_PATTERN = (
     r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
 )
