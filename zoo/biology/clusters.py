@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo.biology.residues import STANDARD
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 IDENTITY = 0.8
 _WORD = 2  # residues in a word; at 80 % identity longer words would leave no bound to filter by
@@ -34,9 +31,10 @@ def cluster(inputs: Sequence[str]) -> list[int]:
     unique = sorted(set(inputs), key=lambda text: (-len(text), text))
     codes = [ProteinSequence("".join(r if r in STANDARD else "X" for r in text)) for text in unique]
     words = _words(unique)
+    texts_by_word = words.T.tocsr()
     parent = list(range(len(unique)))
     for i, text in enumerate(unique):
-        for j in _candidates(words, i, text, unique):
+        for j in _candidates(words, texts_by_word, i, len(text)):
             if _root(parent, i) != _root(parent, j) and identity(codes[i], codes[j]) >= IDENTITY:
                 parent[_root(parent, i)] = _root(parent, j)
     number: dict[int, int] = {}
@@ -57,29 +55,28 @@ def identity(one: Any, other: Any) -> float:
     return same / min(len(one), len(other))
 
 
-def _words(texts: Sequence[str]) -> csr_array:
-    """Counted words of each text (texts x words), each further copy of a word being a word of its own."""
-    from scipy.sparse import csr_array
+def _words(texts: Sequence[str]) -> Any:
+    """Words of each text (sparse, texts x words); a further copy of a word counts as a word of its own."""
+    from sklearn.feature_extraction import DictVectorizer
 
-    column: dict[tuple[str, int], int] = {}
-    rows, columns = [], []
-    for row, text in enumerate(texts):
-        seen: dict[str, int] = {}
+    found: list[dict[str, int]] = []
+    for text in texts:
+        copies: dict[str, int] = {}
+        present: dict[str, int] = {}
         for start in range(len(text) - _WORD + 1):
             word = text[start : start + _WORD]
-            seen[word] = seen.get(word, 0) + 1
-            rows.append(row)
-            columns.append(column.setdefault((word, seen[word]), len(column)))
-    shape = (len(texts), max(len(column), 1))
-    return csr_array((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=shape)
+            copies[word] = copies.get(word, 0) + 1
+            present[f"{word}{copies[word]}"] = 1
+        found.append(present)
+    return DictVectorizer(dtype=np.int32).fit_transform(found)
 
 
-def _candidates(words: csr_array, i: int, text: str, texts: Sequence[str]) -> NDArray[np.intp]:
-    """Earlier (longer or equal) texts that share enough words with text `i` to be 80 % identical to it."""
-    shared = (words[:i] @ words[[i]].T).toarray().ravel() if i else np.zeros(0)
+def _candidates(words: Any, texts_by_word: Any, i: int, length: int) -> NDArray[np.intp]:
+    """Earlier (longer or equal) texts that share enough words with text `i`, of `length`, to be 80 % identical."""
+    shared = (words[[i]] @ texts_by_word).toarray().ravel()[:i]
     # An alignment with identity p over n residues has at most (1 - p) n differences; each spoils at most _WORD words.
-    needed = len(text) - _WORD + 1 - _WORD * (1 - IDENTITY) * len(text)
-    return np.nonzero(shared >= needed)[0]
+    found: NDArray[np.intp] = np.nonzero(shared >= length - _WORD + 1 - _WORD * (1 - IDENTITY) * length)[0]
+    return found
 
 
 def _root(parent: list[int], i: int) -> int:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from zoo.biology.residues import STANDARD
 from zoo.errors import InputError
 
-_CLASSIFICATION = ("classification", "sequence_classification")
-_REGRESSION = ("regression", "sequence_regression")
+_CLASSIFICATION = ("sequence_classification",)
+_REGRESSION = ("sequence_regression",)
 
 
 def features(inputs: Sequence[str]) -> NDArray[np.float64]:

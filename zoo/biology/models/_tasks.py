@@ -1,3 +1,3 @@
 """What every residue model here can be asked: one list, so that no card falls behind."""
 
-TASKS = ("sequence_classification", "regression", "token_classification", "masked_language_modelling")
+TASKS = ("sequence_classification", "sequence_regression", "token_classification", "masked_language_modelling")

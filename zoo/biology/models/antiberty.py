@@ -65,7 +65,8 @@ CARDS = (
         depth="num_hidden_layers",
         tasks=TASKS,
         notes="parameters is the authors' own count: BERT trunk and masked-LM head. The checkpoint (legacy "
-        "architecture AntiBERTy) also holds bert.pooler (262,656, used by sequence heads) and, unused here, the heads cls.species "
-        "(6 species), cls.chain (heavy, light), cls.graft (2 classes) and the buffer bert.embeddings.position_ids.",
+        "architecture AntiBERTy) also holds bert.pooler (262,656, used by sequence heads) and, unused here, the heads "
+        "cls.species (6 species), cls.chain (heavy, light), cls.graft (2 classes) and the buffer "
+        "bert.embeddings.position_ids.",
     ),
 )
