@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.biology.residues import STANDARD
-from zoo.errors import InputError
+from zoo.errors import InputError, unknown
 
-_CLASSIFICATION = ("sequence_classification",)
-_REGRESSION = ("sequence_regression",)
+_TASKS = ("sequence_classification", "sequence_regression")
 
 
 def features(inputs: Sequence[str]) -> NDArray[np.float64]:
@@ -39,18 +38,15 @@ def composition(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if task_name not in (*_CLASSIFICATION, *_REGRESSION):
-        raise InputError(
-            f'baseline composition: "{task_name}" is not a task of this baseline '
-            f"(tasks: {', '.join((*_CLASSIFICATION, *_REGRESSION))})"
-        )
+    if task_name not in _TASKS:
+        raise InputError(unknown("baseline composition", "task of this baseline", task_name, _TASKS))
     if not train_inputs or not test_inputs:
         raise InputError(
             f"baseline composition: needs sequences to learn from and to predict, got {len(train_inputs)} and "
             f"{len(test_inputs)}"
         )
     train, test = features(train_inputs), features(test_inputs)
-    if task_name in _REGRESSION:
+    if task_name == "sequence_regression":
         ridge = make_pipeline(StandardScaler(), Ridge())
         predicted: NDArray[Any] = ridge.fit(train, np.asarray(train_targets, dtype=float)).predict(test)
         return predicted
