@@ -27,7 +27,7 @@ def test_forest_halves_the_error_of_the_mean_on_measured_solubility(solubility):
     def rmse(predicted):
         return float(np.sqrt(np.mean((np.asarray(test_targets) - predicted) ** 2)))
 
-    predicted = ecfp_random_forest(train_inputs, train_targets, test_inputs, "regression", 0)
+    predicted = ecfp_random_forest(train_inputs, train_targets, test_inputs, "sequence_regression", 0)
     assert predicted.shape == (257,)
     # Measured: 1.09 against 2.02 log10 mol/L; seeds move it by about 0.01.
     assert rmse(np.mean(train_targets)) == pytest.approx(2.02, abs=0.01)
@@ -36,7 +36,9 @@ def test_forest_halves_the_error_of_the_mean_on_measured_solubility(solubility):
 
 def test_same_seed_same_predictions():
     molecules, values = ["CCO", "CCC", "c1ccccc1", "CCN", "Cc1ccccc1"], [1.0, 2.0, 3.0, 4.0, 5.0]
-    first, again, other = (ecfp_random_forest(molecules, values, ["CCCC", "CCO"], "regression", s) for s in (1, 1, 2))
+    first, again, other = (
+        ecfp_random_forest(molecules, values, ["CCCC", "CCO"], "sequence_regression", s) for s in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -44,7 +46,7 @@ def test_same_seed_same_predictions():
 def test_classes_are_probabilities_in_the_order_of_their_ids():
     aromatic, alcohols = ["Cc1ccccc1", "CCc1ccccc1", "c1ccccc1"], ["CCO", "CCCO", "CC(C)O"]
     predicted = ecfp_random_forest(
-        aromatic + alcohols, [2, 2, 2, 0, 0, 0], ["CCCc1ccccc1", "CCCCO"], "classification", 0
+        aromatic + alcohols, [2, 2, 2, 0, 0, 0], ["CCCc1ccccc1", "CCCCO"], "sequence_classification", 0
     )
     assert predicted.shape == (2, 3)  # class 1 exists but was never shown
     assert predicted.sum(axis=1) == pytest.approx([1, 1])
@@ -62,8 +64,9 @@ def test_fingerprints_are_bits_and_do_not_depend_on_the_spelling():
 
 def test_other_tasks_and_empty_parts_are_refused():
     with pytest.raises(
-        InputError, match=r'"masked_lm" is not a known task of this baseline.*classification, regression'
+        InputError,
+        match=r'"masked_language_modelling" is not a known task of this baseline.*sequence_classification, sequence_regression',
     ):
-        ecfp_random_forest(["CCO"], [1.0], ["CCO"], "masked_lm", 0)
+        ecfp_random_forest(["CCO"], [1.0], ["CCO"], "masked_language_modelling", 0)
     with pytest.raises(InputError, match="needs molecules to learn from and to predict, got 0 and 1"):
-        ecfp_random_forest([], [], ["CCO"], "regression", 0)
+        ecfp_random_forest([], [], ["CCO"], "sequence_regression", 0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from zoo.errors import InputError, unknown
 
-_TASKS = ("regression", "classification")
+_TASKS = ("sequence_regression", "sequence_classification")
 _TREES = 200
 _RADIUS, _BITS = 2, 2048  # ECFP4 in the customary folding
 
@@ -47,7 +47,7 @@ def ecfp_random_forest(
             f"got {len(train_inputs)} and {len(test_inputs)}"
         )
     train, test = fingerprints(train_inputs), fingerprints(test_inputs)
-    if task_name == "regression":
+    if task_name == "sequence_regression":
         # Square root of the bits per split, as for classification: on solubility as good as a third of them, in a
         # third of the time, and 200 trees as good as 500.
         forest = RandomForestRegressor(_TREES, max_features="sqrt", random_state=seed, n_jobs=-1)

@@ -70,7 +70,7 @@ CARDS = (
             "embedding": ("albert.embeddings",),
         },
         depth="num_hidden_layers",
-        tasks=("regression", "classification", "token_classification", "masked_lm"),
+        tasks=("sequence_regression", "sequence_classification", "token_classification", "masked_language_modelling"),
         notes=(
             "Pretrained on whole reactions (reactants>>products), fine-tuned here on single molecules. The file holds "
             "65,792 more numbers than `parameters`: a pooler that the pretraining loss never reached (normal with "
