@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
+from numpy.typing import NDArray
 from torch import nn
 
 from zoo.card import ModelCard
@@ -79,6 +81,16 @@ class SequenceClassification(SequenceTask):
     def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
         probabilities = [[p[f"probability_{c}"] for c in self.classes] for p in predictions]
         return classification_metrics(self.classes, probabilities, targets)
+
+    def from_values(self, values: NDArray[Any]) -> list[dict[str, Any]]:
+        """Probabilities of a baseline (rows x classes), as `predict` returns them."""
+        return [self._named([float(p) for p in row]) for row in values]
+
+    def constant(self, data: Data) -> list[dict[str, Any]]:
+        """The shares of the classes in training for every test row."""
+        counts = Counter(self.targets(data.train).values())
+        shares = [counts[c] / counts.total() for c in self.classes]
+        return [self._named(shares)] * len(self.targets(data.test))
 
     def state(self) -> dict[str, Any]:
         return {"classes": list(self.classes)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from zoo.card import ModelCard
@@ -68,6 +69,14 @@ class SequenceRegression(SequenceTask):
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
         return regression_metrics([p["prediction"] for p in predictions], targets)
+
+    def from_values(self, values: NDArray[Any]) -> list[dict[str, Any]]:
+        """Predictions of a baseline, as `predict` returns them."""
+        return [{"prediction": float(value)} for value in values]
+
+    def constant(self, data: Data) -> list[dict[str, Any]]:
+        """The mean of the training targets for every test row."""
+        return [{"prediction": self.mean}] * len(self.targets(data.test))
 
     def state(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}

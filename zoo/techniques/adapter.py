@@ -93,4 +93,4 @@ def _outermost(modules: dict[str, nn.Module]) -> list[str]:
     return [name for name in modules if not any(name.startswith(f"{other}.") for other in modules)]
 
 
-OPTIONS = (Full, HeadOnly, LoRA)
+OPTIONS = (Full, LoRA, HeadOnly)

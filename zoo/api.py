@@ -1,0 +1,96 @@
+"""The command line's verbs as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.card import ModelCard, load_ref
+from zoo.domain import Head, Tokenizer, find_model
+from zoo.domain import models as _models
+from zoo.planner import Decision
+from zoo.recipe_file import read_recipe
+from zoo.resolve import Job, resolve
+from zoo.step import materialise, storage_free
+from zoo.training import run as _run
+from zoo.training.finished import Run, predict_file
+from zoo.training.values import values_for
+from zoo.weights import fetch
+
+Overrides = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pretrained model with its published weights and its tokenizer, for work of one's own."""
+
+    card: ModelCard
+    model: nn.Module
+    tokenizer: Tokenizer
+
+
+def models() -> Mapping[str, ModelCard]:
+    """Every model card by name."""
+    return _models()
+
+
+def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
+    """A pretrained model by its card's name, with the pretraining head (or another `head`); or a finished run by folder.
+
+    Raises `InputError` for a name that is neither, `WeightsError` when the weights cannot be had.
+    """
+    if Path(name_or_run).is_dir():
+        return Run.open(Path(name_or_run))
+    card = find_model(str(name_or_run), "zoo.load")
+    with storage_free():
+        model: nn.Module = load_ref(card.build)(card, head or Head("masked_lm", 0))
+    materialise(model, torch.device("cpu"))
+    values_for(model, card, "pretrained", seed=0)
+    tokenizer: Tokenizer = load_ref(card.tokenizer)(fetch(card.source) if card.tokenizer_files else None)
+    return Loaded(card, model.eval(), tokenizer)
+
+
+def _job(recipe: str | Path, budget: str | int | None, gpu: str | None, overrides: Overrides) -> Job:
+    given = list(overrides)
+    given += [f"budget.device={budget}"] if budget is not None else []
+    given += [f"budget.gpu={gpu}"] if gpu is not None else []
+    return resolve(read_recipe(recipe, given))
+
+
+def plan(
+    recipe: str | Path, budget: str | int | None = None, *, gpu: str | None = None, overrides: Overrides = ()
+) -> Decision:
+    """What `zoo plan` answers: whether a recipe fits, how, and why."""
+    return _run.plan(_job(recipe, budget, gpu, overrides))[0]
+
+
+def train(
+    recipe: str | Path,
+    budget: str | int | None = None,
+    *,
+    gpu: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    baselines: bool = False,
+    overrides: Overrides = (),
+) -> dict[str, Any]:
+    """Train a recipe; returns the run's summary. Raises as `zoo.training.run.train` does."""
+    job = _job(recipe, budget, gpu, overrides)
+    folder = None if output is None else Path(output)
+    return _run.train(job, output=folder, resume=resume, with_baselines=baselines).summary
+
+
+def predict(run: str | Path | Run, source: str | Path, target: str | Path) -> tuple[int, int]:
+    """Predict every row of `source` into the CSV `target`. Returns (rows, rows that could not be read)."""
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
+    return predict_file(opened, Path(source), Path(target))
+
+
+def evaluate(run: str | Path | Run) -> dict[str, dict[str, float]]:
+    """Metrics of a finished run on its own validation and test parts."""
+    return (run if isinstance(run, Run) else Run.open(Path(run))).evaluate()

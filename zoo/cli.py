@@ -1,0 +1,275 @@
+"""The command line: arguments in, words and exit codes out. What it prints is drawn by `zoo.console`.
+
+Nothing heavy is imported before a command needs it, so that ``zoo --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from zoo.resolve import Job
+
+app = typer.Typer(
+    name="zoo",
+    help="Domain-specific models for science, fine-tuned inside a memory budget that is predicted before anything runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe file, or the path of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=3", metavar="A.B=V")
+]
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="Device memory, for example 8GiB.")]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for this device by name, or auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def main() -> None:
+    """Run the command line; errors made for users are printed without a traceback."""
+    from zoo.errors import ZooError
+
+    try:
+        app()
+    except ZooError as error:
+        problems = getattr(error, "problems", None) or (str(error),)
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from zoo import __version__
+
+        print(f"science-zoo {__version__}")
+        raise typer.Exit
+
+
+def _job(
+    path: Path,
+    overrides: list[str] | None,
+    budget: str | None = None,
+    gpu: str | None = None,
+    max_steps: int | None = None,
+) -> Job:
+    from zoo.recipe_file import read_recipe
+    from zoo.resolve import resolve
+
+    given = list(overrides or ())
+    given += [f"budget.device={budget}"] if budget else []
+    given += [f"budget.gpu={gpu}"] if gpu else []
+    given += [f"train.max_steps={max_steps}"] if max_steps else []
+    return resolve(read_recipe(path, given))
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    budget: BudgetOption = None,
+    gpu: GpuOption = None,
+    overrides: Overrides = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every combination that was tried.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whether a recipe fits, what it takes, and which techniques to use. Exit code 1 if nothing fits."""
+    job = _job(recipe, overrides, budget, gpu)
+    from zoo.training.run import plan as make_plan
+
+    decision, _, _ = make_plan(job)
+    if as_json:
+        content = decision.to_json()
+        if show_all:
+            content["considered"] = [p.to_json() for p in decision.considered]
+        _print_json(content)
+    else:
+        from zoo import console
+
+        console.show_plan(job, decision, show_all=show_all)
+    if not decision.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    budget: BudgetOption = None,
+    gpu: GpuOption = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many updates.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also train from random weights and run the domain's floors.")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train as planned and write everything about it to a folder."""
+    job = _job(recipe, overrides, budget, gpu, max_steps)
+    from zoo import console
+    from zoo.training.run import train as run_training
+
+    with console.TrainingView(job, quiet=as_json) as view:
+        finished = run_training(
+            job, output=output, resume=resume, with_baselines=baselines,
+            watcher=view, progress=not as_json, on_plan=view.planned,
+        )  # fmt: skip
+    if as_json:
+        _print_json(finished.summary)
+    else:
+        console.show_summary(finished.summary, finished.folder.path)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Predict every row of a file. Rows, order and columns stay; rows that cannot be read get an error."""
+    from zoo.training.finished import Run, predict_file
+
+    rows, unread = predict_file(Run.open(run, progress=not as_json), source, output)
+    if as_json:
+        _print_json({"rows": rows, "unreadable": unread, "output": str(output)})
+    else:
+        print(f"{output}: {rows} rows, {unread} of them could not be read (see column error)")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    source: Annotated[Path | None, typer.Argument(metavar="[INPUT]", help="A file with inputs and targets.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on its own test part, or on a file of yours."""
+    from zoo.training.finished import Run
+
+    opened = Run.open(run, progress=not as_json)
+    found = opened.evaluate() if source is None else {str(source): opened.evaluate_file(source)}
+    if as_json:
+        _print_json(found)
+    else:
+        from zoo import console
+
+        console.show_metrics(found)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Validate a recipe: every problem at once, with file and line. Exit code 2 if there are any."""
+    from zoo.errors import InputError
+
+    try:
+        job = _job(recipe, overrides)
+    except InputError as error:
+        if not as_json:
+            raise
+        _print_json({"valid": False, "problems": list(error.problems)})
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        _print_json({"valid": True, "problems": []})
+    else:
+        print(f"{recipe}: valid ({job.card.name}, {job.recipe.task_name})")
+
+
+@app.command()
+def models(
+    domain: Annotated[str | None, typer.Option("--domain", help="Only models of this domain.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models."""
+    from zoo.domain import models as all_models
+
+    cards = [card for card in all_models().values() if domain in (None, card.domain)]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": c.name, "domain": c.domain, "parameters": c.parameters,
+                    "licence": c.licence, "tasks": list(c.tasks), "title": c.title,
+                }
+                for c in cards
+            ]
+        )  # fmt: skip
+    else:
+        from zoo import console
+
+        console.show_models(cards)
+
+
+@app.command()
+def datasets(as_json: Json = False) -> None:
+    """List the datasets."""
+    from zoo.domain import datasets as all_datasets
+
+    cards = list(all_datasets().values())
+    if as_json:
+        _print_json([card.model_dump(mode="json") for card in cards])
+    else:
+        from zoo import console
+
+        console.show_datasets(cards)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A model or a dataset.")], as_json: Json = False) -> None:
+    """Show the card of a model or a dataset."""
+    from zoo.domain import datasets as all_datasets
+    from zoo.domain import models as all_models
+    from zoo.errors import InputError, unknown
+
+    cards: dict[str, Any] = {**all_datasets(), **all_models()}
+    if name not in cards:
+        raise InputError(unknown("zoo show", "model or dataset", name, cards))
+    if as_json:
+        _print_json(cards[name].model_dump(mode="json"))
+    else:
+        from zoo import console
+
+        console.show_card(cards[name])
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model or a dataset.")],
+    as_json: Json = False,
+) -> None:
+    """Download the files of a model or a dataset ahead of time."""
+    from zoo.domain import datasets as all_datasets
+    from zoo.domain import models as all_models
+    from zoo.errors import InputError, unknown
+    from zoo.weights import fetch as get
+
+    cards: dict[str, Any] = {**all_datasets(), **all_models()}
+    if name not in cards:
+        raise InputError(unknown("zoo fetch", "model or dataset", name, cards))
+    folder = get(cards[name].source, progress=not as_json, name=name)
+    if as_json:
+        _print_json({"name": name, "folder": str(folder)})
+    else:
+        print(f"{name}: {folder}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from zoo.recipe_file import schema as recipe_schema
+
+    _print_json(recipe_schema())

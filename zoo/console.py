@@ -1,0 +1,202 @@
+"""What people see: tables, bars and a progress line, drawn with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from zoo.card import DatasetCard, ModelCard
+from zoo.data.prepare import Data
+from zoo.planner import Decision, Plan
+from zoo.resolve import Job
+from zoo.step import PHASES
+from zoo.training.loop import Watcher
+from zoo.units import format_bytes
+
+_COLOURS = {
+    "parameters": "blue", "buffers": "blue", "optimizer": "magenta", "gradients": "yellow",
+    "activations": "green", "temporaries": "red", "batch": "cyan", "other": "white",
+}  # fmt: skip
+
+console = Console(highlight=False)
+
+
+def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
+    """The answer in one line, the reasons, what fills the memory, and what was not chosen."""
+    chosen, budget = decision.chosen, decision.limits.device_bytes
+    verdict = "[green]fits[/]" if decision.fits else "[red]does not fit[/]"
+    console.print(
+        f"[bold]{job.recipe.name}[/]: {job.card.title} ({job.card.parameters / 1e6:.1f} M parameters), "
+        f"{job.recipe.task_name}"
+    )
+    console.print(
+        f"{verdict}: {format_bytes(chosen.peak_bytes)} predicted of {format_bytes(budget)} ({decision.limits.origin}), "
+        f"{chosen.estimate.seconds:.3g} s a step predicted"
+    )
+    techniques = ", ".join(f"{t.key} {t.describe()}" for t in chosen.techniques)
+    console.print(
+        f"  {techniques}; micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}; exactness {chosen.exactness}"
+    )
+    for reason in decision.reasons:
+        console.print(f"  - {reason}")
+    _show_bar(chosen, max(budget, chosen.peak_bytes))
+    table = Table("phase", "predicted peak", box=None, padding=(0, 2))
+    for phase in PHASES:
+        table.add_row(phase, format_bytes(chosen.estimate.peak_by_phase.get(phase, 0)))
+    console.print(table)
+    _show_others(decision, show_all=show_all)
+
+
+def _show_bar(plan: Plan, whole: int, width: int = 60) -> None:
+    bar, legend = Text("  "), Text("  ")
+    used = 0
+    for category, amount in sorted(plan.estimate.peak_by_category.items(), key=lambda item: -item[1]):
+        cells = round(amount / whole * width)
+        used += cells
+        colour = _COLOURS.get(category, "white")
+        bar.append("█" * cells, style=colour)
+        if amount > plan.peak_bytes // 1000:
+            legend.append("■ ", style=colour).append(f"{category} {format_bytes(amount)}  ")
+    bar.append("░" * max(width - used, 0), style="dim")
+    console.print(bar)
+    console.print(legend)
+
+
+def _show_others(decision: Decision, *, show_all: bool) -> None:
+    if show_all:
+        table = Table("techniques", "micro-batch", "peak", "s/step", "fits", box=None, padding=(0, 2))
+        for plan in sorted(decision.considered, key=lambda p: p.peak_bytes):
+            names = " ".join(t.describe() for t in plan.techniques)
+            fits = "no" if decision.limits.why_not(plan) else "yes"
+            batch = f"{plan.micro_batch_size} x {plan.accumulation_steps}"
+            table.add_row(names, batch, format_bytes(plan.peak_bytes), f"{plan.estimate.seconds:.3g}", fits)
+        console.print(table)
+        return
+    if decision.rejected:
+        table = Table("not chosen", "peak", "why", box=None, padding=(0, 2))
+        for other in decision.rejected:
+            names = " ".join(t.describe() for t in other.techniques)
+            table.add_row(names, "-" if other.plan is None else format_bytes(other.plan.peak_bytes), other.reason)
+        console.print(table)
+
+
+class TrainingView(Watcher):
+    """A progress line with loss, samples per second, memory and remaining time; validation lines above it."""
+
+    def __init__(self, job: Job, *, quiet: bool) -> None:
+        self.job = job
+        self.quiet = quiet
+        self._rows = 0
+        self._task: Any = None
+        self._memory = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} samples/s  {task.fields[memory]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet,
+        )
+
+    def __enter__(self) -> TrainingView:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def planned(self, decision: Decision, data: Data) -> None:
+        self._memory = f"{format_bytes(decision.chosen.peak_bytes)} predicted"
+        if self.quiet:
+            return
+        show_plan(self.job, decision)
+        sizes = ", ".join(f"{len(data.part(part))} {part}" for part in ("train", "valid", "test"))
+        console.print(f"data: {sizes}; split {data.split}")
+        for note, count in data.notes.items():
+            console.print(f"  - {count} {note}")
+
+    def started(self, steps: int, done: int) -> None:
+        self._progress.start()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._rows = 0
+        self._task = self._progress.add_task(
+            "training", total=steps, completed=done, loss=float("nan"), speed=0.0, memory=self._memory
+        )
+
+    def stepped(self, step: int, loss: float, rows: int) -> None:
+        self._rows += rows
+        elapsed = self._progress.tasks[-1].elapsed or 1e-9
+        self._progress.update(self._task, completed=step, loss=loss, speed=self._rows / elapsed, memory=self._memory)
+
+    def measured(self, by_phase: dict[str, int]) -> None:
+        self._memory = f"{format_bytes(max(by_phase.values(), default=0))} measured"
+
+    def evaluated(self, step: int, metrics: dict[str, float], best: bool) -> None:
+        if not self.quiet:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            self._progress.console.print(f"step {step:5d}  valid: {shown}{'  [green]best[/]' if best else ''}")
+
+    def stopped(self, reason: str) -> None:
+        if not self.quiet:
+            self._progress.console.print(f"stopped early: {reason}")
+
+
+def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Metrics against the floors, and predicted beside measured memory."""
+    test = summary["metrics"].get("test", {})
+    floors: Mapping[str, Mapping[str, float]] = summary.get("baselines", {})
+    table = Table(
+        "test metrics", *test, box=None, padding=(0, 2), title=f"split {summary['split']}", title_justify="left"
+    )
+    trained = f"{summary['model']} ({summary['checkpoint']})"
+    for name, metrics in ((trained, test), *floors.items()):
+        table.add_row(name, *(f"{metrics[m]:.4f}" if m in metrics else "-" for m in test))
+    console.print(table)
+    memory = summary["memory"]
+    table = Table("memory", "predicted", "measured", "error", box=None, padding=(0, 2))
+    for phase in ("peak", *PHASES):
+        predicted, measured = memory["predicted_bytes"][phase], memory["measured_bytes"][phase]
+        error = f"{(predicted / measured - 1) * 100:+.2f} %" if measured else "-"
+        table.add_row(phase, format_bytes(predicted), format_bytes(measured), error)
+    console.print(table)
+    console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything about this run is in {folder}")
+
+
+def show_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
+    names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
+    table = Table("part", *names, box=None, padding=(0, 2))
+    for part, metrics in found.items():
+        table.add_row(part, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names))
+    console.print(table)
+
+
+def show_models(cards: Sequence[ModelCard]) -> None:
+    table = Table("name", "domain", "parameters", "licence", "tasks", box=None, padding=(0, 2))
+    for card in cards:
+        table.add_row(card.name, card.domain, f"{card.parameters / 1e6:,.1f} M", card.licence, ", ".join(card.tasks))
+    console.print(table)
+
+
+def show_datasets(cards: Sequence[DatasetCard]) -> None:
+    table = Table("name", "domain", "rows", "licence", "title", box=None, padding=(0, 2))
+    for card in cards:
+        table.add_row(card.name, card.domain, f"{card.rows:,}", card.licence, card.title)
+    console.print(table)
+
+
+def show_card(card: ModelCard | DatasetCard) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, value in card.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{k}: {v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = "\n".join(str(v) for v in value)
+        table.add_row(name, str(value))
+    console.print(table)

@@ -1,0 +1,105 @@
+"""A finished run, used: predictions for a file, and scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from zoo.data.tables import read_table
+from zoo.errors import InputError
+from zoo.recipe import Recipe
+from zoo.recipe_file import RecipeFile
+from zoo.resolve import Job, resolve
+from zoo.training import inference
+from zoo.training.export import load_model
+from zoo.training.files import RunFolder, write_atomically
+from zoo.training.run import Fetch, fetcher, training_device
+
+PREDICT_ROWS = 32
+"""Rows of a batch when predicting; no gradients are kept, so that a batch is far smaller than when training."""
+
+
+@dataclass
+class Run:
+    """A trained model with the task and the recipe that made it."""
+
+    job: Job
+    model: nn.Module
+    device: torch.device
+    folder: RunFolder
+
+    @classmethod
+    def open(cls, path: Path, *, progress: bool = False) -> Run:
+        """Load the run in a folder. Raises `InputError` when there is none or it did not finish."""
+        folder = RunFolder(path)
+        if not folder.resolved.exists():
+            raise InputError(
+                f"{path}: is not a run's folder ({folder.resolved.name} is missing); make one with zoo train"
+            )
+        if not folder.model.exists():
+            raise InputError(f"{path}: this run did not finish; finish it with zoo train --resume --output {path}")
+        resolved = json.loads(folder.resolved.read_text())
+        recipe = Recipe.model_validate(resolved["recipe"])
+        job = resolve(RecipeFile(recipe, folder.recipe, folder.recipe.read_text(), tuple(resolved["overrides"])))
+        job.task.restore(resolved["task"])
+        device = training_device()
+        return cls(job, load_model(job, folder.model, device), device, folder)
+
+    def predict_table(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``."""
+        examples, errors = self.job.task.read_inputs(self.job, self._fetch, table)
+        combined = self.job.task.combine(self._predict(examples), examples)
+        names = list(dict.fromkeys(name for values in combined.values() for name in values))
+        taken = [name for name in [*names, "error"] if name in table.columns]
+        if taken:
+            raise InputError(f"the input has columns named {', '.join(taken)} already, which predictions would replace")
+        out = table.copy()
+        for name in names:
+            out[name] = [combined.get(row, {}).get(name) for row in range(len(table))]
+        out["error"] = [errors.get(row, "") for row in range(len(table))]
+        return out
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Metrics on the validation and test parts of the run's own data."""
+        state = self.job.task.state()
+        data = self.job.task.prepare(self.job, self._fetch)
+        self.job.task.restore(state)
+        parts = {part: data.part(part) for part in ("valid", "test") if data.part(part)}
+        return {
+            part: inference.score(self.job.task, self._predict(examples), examples) for part, examples in parts.items()
+        }
+
+    def evaluate_file(self, path: Path) -> dict[str, float]:
+        """Metrics on a file that has the target column too."""
+        data = self.job.recipe.data.model_copy(update={"source": None, "path": str(path)})
+        # every row is a test row; where the split would want groups or parts, a file of one's own has none
+        data = data.model_copy(update={"split": data.split.model_copy(update={"method": "random", "column": None})})
+        recipe = self.job.recipe.model_copy(update={"data": data})
+        job = Job(self.job.file, recipe, self.job.domain, self.job.card, self.job.task, None, self.job.choices)
+        state = self.job.task.state()
+        prepared = self.job.task.prepare(job, self._fetch)
+        self.job.task.restore(state)
+        examples = (*prepared.train, *prepared.valid, *prepared.test)
+        return inference.score(self.job.task, self._predict(examples), examples)
+
+    def _predict(self, examples: Any) -> list[dict[str, Any]]:
+        longest = max((self.job.task.length(e) for e in examples), default=0)
+        return inference.predict(self.job.task, self.model, examples, self.device, rows=PREDICT_ROWS, longest=longest)
+
+    @property
+    def _fetch(self) -> Fetch:
+        return fetcher(progress=False)
+
+
+def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
+    """Predict every row of a file into a CSV. Returns how many rows there are and how many could not be read."""
+    table = read_table(source, run.job.domain.readers)
+    out = run.predict_table(table)
+    write_atomically(target, lambda partial: out.to_csv(partial, index=False))
+    return len(out), int((out["error"] != "").sum())

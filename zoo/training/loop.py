@@ -1,0 +1,221 @@
+"""The training loop: the one step, again and again, with validation, checkpoints and an honest log."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.data.batches import Batches
+from zoo.data.prepare import Data
+from zoo.domain import Batch, Task
+from zoo.errors import Interrupted, TrainingError
+from zoo.planner import Plan
+from zoo.recipe import Train
+from zoo.step import Setup, no_phase, train_step
+from zoo.training import inference, state
+from zoo.training.files import RunFolder
+from zoo.training.meter import Meter
+from zoo.training.schedule import learning_rate
+
+MEASURED_STEPS = 3
+"""Steps that are metered: the second holds the longest batch, when the optimizer's states exist."""
+
+
+class Watcher:
+    """Hears what happens; the command line draws it. Every method may be left as it is."""
+
+    def started(self, steps: int, done: int) -> None: ...
+    def stepped(self, step: int, loss: float, rows: int) -> None: ...
+    def measured(self, by_phase: dict[str, int]) -> None: ...
+    def evaluated(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
+    def stopped(self, reason: str) -> None: ...
+
+
+@dataclass
+class Loop:
+    """One run of a built setup over prepared data."""
+
+    setup: Setup
+    task: Task
+    data: Data
+    plan: Plan
+    train: Train
+    folder: RunFolder
+    meter: Meter | None = None
+    watcher: Watcher = field(default_factory=Watcher)
+    progress: state.Progress = field(default_factory=state.Progress)
+
+    def __post_init__(self) -> None:
+        lengths = [self.task.length(e) for e in self.data.train]
+        self.batches = Batches(lengths, self.train.global_batch_size, self.plan.micro_batch_size, self.train.seed)
+        self.steps = self.train.max_steps or (self.train.epochs or 1) * len(self.batches)
+        self.evaluate_every = self.train.evaluate_every or len(self.batches)
+        self.longest = max(lengths)
+        self._saved_step = self.progress.step
+        self._writer: Any = None
+
+    def run(self) -> state.Progress:
+        """Train to the end. Raises `Interrupted` after Ctrl-C and `TrainingError` for a loss that is not finite."""
+        if self.progress.step == 0:
+            self._save()
+        else:
+            self._cut_log()
+        self.watcher.started(self.steps, self.progress.step)
+        started = time.perf_counter() - self.progress.seconds
+        with _ctrl_c() as interrupted, self._tensorboard():
+            for step, micro_rows in self._remaining():
+                self._one(step, micro_rows)
+                self.progress.seconds = time.perf_counter() - started
+                due = self.progress.step % self.evaluate_every == 0 or self.progress.step == self.steps
+                if due and self._evaluate():
+                    self.watcher.stopped(f"no improvement in {self.train.early_stopping} evaluations")
+                    break
+                if interrupted:
+                    self._save()
+                    raise Interrupted(
+                        f"stopped after step {self.progress.step} of {self.steps}; the state is saved: "
+                        f"go on with --resume --output {self.folder.path}"
+                    )
+        self._stop_meter()
+        self.progress.finished = True
+        self._save()
+        return self.progress
+
+    def _remaining(self) -> Iterator[tuple[int, list[list[int]]]]:
+        step = self.progress.step
+        while step < self.steps and not self.progress.finished:
+            epoch, first = divmod(step, len(self.batches))
+            for rows in self.batches.epoch(epoch)[first:]:
+                if step >= self.steps:
+                    return
+                yield step, rows
+                step += 1
+
+    def _one(self, step: int, micro_rows: list[list[int]]) -> None:
+        rate = learning_rate(self.train, step, self.steps)
+        assert self.setup.optimizer is not None
+        for group in self.setup.optimizer.param_groups:
+            group["lr"] = rate
+        result = train_step(self.setup, self._collate(step, micro_rows))
+        loss = float(result.loss)
+        if not math.isfinite(loss):
+            rows = sorted({self.data.train[i].row + 1 for members in micro_rows for i in members})
+            raise TrainingError(
+                f"the loss is {loss} at step {step + 1} (learning rate {rate:.3g}, data rows {rows[:8]}"
+                f"{' ...' if len(rows) > 8 else ''}); the last good checkpoint is {self.folder.checkpoint} "
+                f"(step {self._saved_step}); "
+                "try a lower learning rate, a longer warm-up, max_grad_norm or precision: fp32"
+            )
+        self.progress.step = step + 1
+        rows_seen = sum(len(members) for members in micro_rows)
+        entry = {"step": step + 1, "loss": loss, "learning_rate": rate, "rows": rows_seen}
+        if result.grad_norm is not None:
+            entry["grad_norm"] = float(result.grad_norm)
+        self._log(entry)
+        self.watcher.stepped(step + 1, loss, rows_seen)
+        if self.progress.step == min(MEASURED_STEPS, self.steps):
+            self._stop_meter()
+
+    def _collate(self, step: int, micro_rows: list[list[int]]) -> list[Batch]:
+        epoch = step // len(self.batches)
+        return [self.task.collate([self.data.train[i] for i in members], members, epoch) for members in micro_rows]
+
+    def _stop_meter(self) -> None:
+        if self.meter is None:
+            return
+        self.progress.measured = self.meter.stop()
+        self.setup.phase = no_phase
+        self.meter = None
+        self.watcher.measured(self.progress.measured)
+
+    def _evaluate(self) -> bool:
+        """Validate, keep the best model, save. Returns whether to stop early."""
+        improved = True
+        if self.data.valid:
+            predictions = inference.predict(
+                self.task, self.setup.model, self.data.valid, self.setup.device,
+                rows=self.plan.micro_batch_size, longest=self.longest,
+            )  # fmt: skip
+            metrics = inference.score(self.task, predictions, self.data.valid)
+            value, best = metrics[self.task.monitor], self.progress.best_metric
+            sign = -1 if self.task.lower_is_better else 1
+            improved = math.isfinite(value) and (best is None or sign * value > sign * best)
+            self._log({"step": self.progress.step, "split": self.data.split, "valid": metrics})
+            self.watcher.evaluated(self.progress.step, metrics, improved)
+            if improved:
+                self.progress.best_metric = value
+        if improved:
+            self.progress.best_step = self.progress.step
+            self.progress.evaluations_without_improvement = 0
+            state.save_tensors(self.folder.best, self.setup)
+        else:
+            self.progress.evaluations_without_improvement += 1
+        self._save()
+        patience = self.train.early_stopping
+        return patience is not None and self.progress.evaluations_without_improvement >= patience
+
+    def _save(self) -> None:
+        self.progress.log_bytes = self.folder.log.stat().st_size if self.folder.log.exists() else 0
+        state.save(self.folder.checkpoint, self.setup, self.progress)
+        self._saved_step = self.progress.step
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        try:
+            with self.folder.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder.log} cannot be written: {error.strerror}; go on with --resume once there is room"
+            ) from error
+        if self._writer is not None:
+            scalars = {k: v for k, v in entry.items() if isinstance(v, float)}
+            scalars.update({f"valid/{k}": v for k, v in entry.get("valid", {}).items()})
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, entry["step"])
+
+    def _cut_log(self) -> None:
+        """Forget what was logged after the checkpoint: those steps run again."""
+        if self.folder.log.exists():
+            with self.folder.log.open("r+b") as log:
+                log.truncate(self.progress.log_bytes)
+
+    def _tensorboard(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._writer = SummaryWriter(str(self.folder.tensorboard), purge_step=self.progress.step)
+        return self._writer
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self.raised = False
+
+    def __bool__(self) -> bool:
+        return self.raised
+
+
+class _ctrl_c:  # noqa: N801  (used like a function)
+    """Turns the first Ctrl-C into a flag that the loop reads between steps; a second one interrupts at once."""
+
+    def __enter__(self) -> _Flag:
+        flag = _Flag()
+
+        def handler(number: int, frame: Any) -> None:
+            if flag.raised:
+                raise KeyboardInterrupt
+            flag.raised = True
+
+        try:
+            self._before: Any = signal.signal(signal.SIGINT, handler)
+        except ValueError:  # not in the main thread: whoever runs us handles signals
+            self._before = None
+        return flag
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,209 @@
+"""One run from recipe to summary: plan, build, train, test, save, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.card import Source
+from zoo.data.prepare import Data
+from zoo.errors import DoesNotFit, TrainingError
+from zoo.planner import Decision, Plan, Workload, decide, limits_of, survey
+from zoo.resolve import Job
+from zoo.step import Setup, build, describe
+from zoo.training import inference, state
+from zoo.training.baselines import floors
+from zoo.training.export import save_model, size_on_disk
+from zoo.training.files import RunFolder, environment, write_json, write_table, write_text
+from zoo.training.loop import Loop, Watcher
+from zoo.training.meter import meter_for, with_peak
+from zoo.training.values import loader_of
+from zoo.units import format_bytes
+from zoo.weights import fetch, is_local
+
+Fetch = Callable[[Source], Path]
+
+
+def training_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fetcher(*, progress: bool) -> Fetch:
+    return lambda source: fetch(source, progress=progress)
+
+
+def plan(job: Job, *, local_only: bool = True) -> tuple[Decision, Workload, Data | None]:
+    """Plan a job. With `local_only` nothing is downloaded: data that is not at hand is planned at its largest."""
+    sources = [job.dataset.source] if job.dataset else []
+    sources += [job.card.source] if job.card.tokenizer_files else []
+    local = not local_only or all(is_local(source) for source in sources)
+    workload, data = survey(job, fetcher(progress=False), local=local)
+    return decide(job, workload, limits_of(job.recipe.budget)), workload, data
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended: its folder and what its summary says."""
+
+    folder: RunFolder
+    summary: dict[str, Any]
+
+
+def train(
+    job: Job,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    with_baselines: bool = False,
+    watcher: Watcher | None = None,
+    progress: bool = False,
+    on_plan: Callable[[Decision, Data], None] | None = None,
+) -> Finished:
+    """Run a recipe to the end.
+
+    Raises `DoesNotFit` when no allowed plan stays inside the budget, `InputError`, `WeightsError`, `TrainingError`, and
+    `Interrupted` after Ctrl-C (the state is saved).
+    """
+    folder = RunFolder(output or job.recipe.output_folder)
+    folder.prepare(resume=resume, needed_bytes=0)
+    watcher = watcher or Watcher()
+    get = fetcher(progress=progress)
+    workload, data = survey(job, get, local=True)
+    assert data is not None
+    decision = decide(job, workload, limits_of(job.recipe.budget))
+    if not decision.fits:
+        raise DoesNotFit("; ".join(decision.reasons) + f"; it would use {_named(decision.chosen)}")
+    if on_plan is not None:
+        on_plan(decision, data)
+    _describe(folder, job, decision, data)
+    device = training_device()
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(job.recipe.train.seed)
+    meter = meter_for(device)
+    setup = build_for(job, decision.chosen, device, progress=progress)
+    folder.prepare(resume=True, needed_bytes=size_on_disk(setup))
+    setup.phase = meter.phase
+    done = state.Progress()
+    if resume and folder.checkpoint.exists():
+        done = state.restore(folder.checkpoint, setup)
+    loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, meter, watcher, done)
+    unadapted: dict[str, dict[str, float]] = {}
+    if with_baselines and job.task.head.kind == "masked_lm" and done.step == 0:
+        unadapted["unadapted"] = _test(setup, job, data, decision.chosen, loop.longest)[0]["test"]
+    if done.measured:
+        meter.stop()
+        loop.meter = None
+    done = loop.run()
+    tensors = torch.load(folder.best, map_location=device, weights_only=True)
+    state.restore_tensors(setup, tensors, folder.best)
+    save_model(setup, folder.model)
+    metrics, table = _test(setup, job, data, decision.chosen, loop.longest)
+    _write_predictions(folder, table)
+    summary: dict[str, Any] = {
+        "name": job.recipe.name,
+        "model": job.card.name,
+        "checkpoint": job.recipe.checkpoint,
+        "task": job.recipe.task_name,
+        "split": data.split,
+        "rows": {part: len(data.part(part)) for part in ("train", "valid", "test")},
+        "data_notes": data.notes,
+        "techniques": dict(describe(decision.chosen.techniques)),
+        "micro_batch_size": decision.chosen.micro_batch_size,
+        "accumulation_steps": decision.chosen.accumulation_steps,
+        "memory": {
+            "budget_bytes": decision.limits.device_bytes,
+            "predicted_bytes": with_peak(decision.chosen.estimate.peak_by_phase),
+            "measured_bytes": with_peak(done.measured),
+        },
+        "metrics": metrics,
+        "best_step": done.best_step,
+        "steps": done.step,
+        "seconds": round(done.seconds, 3),
+        "notes": setup.notes,
+    }
+    if with_baselines:
+        summary["baselines"] = {**floors(job, data), **unadapted}
+        if job.recipe.checkpoint != "random":
+            other = replace(job, recipe=job.recipe.model_copy(update={"checkpoint": "random"}))
+            again = train(other, output=folder.path / "random_initialisation", resume=False, watcher=watcher)
+            summary["baselines"]["random_initialisation"] = again.summary["metrics"]["test"]
+    write_json(folder.summary, summary)
+    return Finished(folder, summary)
+
+
+def build_for(job: Job, chosen: Plan, device: torch.device, *, progress: bool = False) -> Setup:
+    """The planned setup, for real, with its checkpoint loaded."""
+    train_spec = job.recipe.train
+    return build(
+        job.card, job.task, chosen.techniques, device,
+        micro_batch_size=chosen.micro_batch_size, learning_rate=train_spec.learning_rate,
+        weight_decay=train_spec.weight_decay, max_grad_norm=train_spec.max_grad_norm, seed=train_spec.seed,
+        load=loader_of(job.card, job.recipe.checkpoint, train_spec.seed, progress=progress),
+    )  # fmt: skip
+
+
+def _named(chosen: Plan) -> str:
+    names = ", ".join(f"{key} {value}" for key, value in describe(chosen.techniques).items())
+    batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
+    return f"{names}, {batch}, {format_bytes(chosen.peak_bytes)}"
+
+
+def _describe(folder: RunFolder, job: Job, decision: Decision, data: Data) -> None:
+    """Write what the run is before it starts; a resumed run must be the same one."""
+    resolved = {
+        "recipe": job.recipe.model_dump(mode="json"),
+        "overrides": list(job.file.overrides),
+        "task": job.task.state(),
+    }
+    if folder.resolved.exists():
+        import json
+
+        before = json.loads(folder.resolved.read_text())
+        if before != json.loads(json.dumps(resolved)):
+            raise TrainingError(
+                f"{folder.path}: the recipe differs from the one that started this run ({folder.resolved}); "
+                "resume with the same recipe and overrides, or start in another --output"
+            )
+    write_text(folder.recipe, job.file.text)
+    write_json(folder.resolved, resolved)
+    write_json(folder.plan, decision.to_json())
+    write_json(folder.environment, environment())
+    if data.skipped:
+        write_table(
+            folder.skipped, ["row", "part", "reason"],
+            ({"row": s.row + 1, "part": s.part, "reason": s.reason} for s in data.skipped),
+        )  # fmt: skip
+
+
+def _test(
+    setup: Setup, job: Job, data: Data, chosen: Plan, longest: int
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Metrics of the best model on the validation and test parts, and its test predictions."""
+    metrics: dict[str, dict[str, float]] = {}
+    table: list[dict[str, Any]] = []
+    for part in ("valid", "test"):
+        examples = data.part(part)
+        if not examples:
+            continue
+        predictions = inference.predict(
+            job.task, setup.model, examples, setup.device, rows=chosen.micro_batch_size, longest=longest
+        )
+        metrics[part] = inference.score(job.task, predictions, examples)
+        if part == "test":
+            texts = {e.row: e.text for e in examples}
+            targets = job.task.targets(examples)
+            table = [
+                {"row": row + 1, "input": texts[row], "target": targets[row], **values}
+                for row, values in job.task.combine(predictions, examples).items()
+            ]
+    return metrics, table
+
+
+def _write_predictions(folder: RunFolder, table: list[dict[str, Any]]) -> None:
+    if table:
+        write_table(folder.predictions, table[0], sorted(table, key=lambda entry: entry["row"]))

@@ -1,0 +1,80 @@
+"""What a run must remember to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import WeightsError
+from zoo.step import Setup
+from zoo.training.files import write_atomically
+
+
+@dataclass
+class Progress:
+    """Where a run is. `log_bytes` is the length of the metrics log at that moment: what came after it is cut off."""
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int = 0
+    evaluations_without_improvement: int = 0
+    seconds: float = 0.0
+    log_bytes: int = 0
+    measured: dict[str, int] = field(default_factory=dict)
+    finished: bool = False
+
+
+def trained_tensors(setup: Setup) -> dict[str, torch.Tensor]:
+    """What training changes: trainable parameters, and buffers that belong to the state."""
+    tensors: dict[str, torch.Tensor] = {name: p.detach() for name, p in setup.trainable().items()}
+    state = setup.model.state_dict()
+    tensors.update({name: b for name, b in setup.model.named_buffers() if name in state})
+    return tensors
+
+
+def save(path: Path, setup: Setup, progress: Progress) -> None:
+    """One file with everything, put in place whole or not at all."""
+    assert setup.optimizer is not None
+    content = {
+        "tensors": trained_tensors(setup),
+        "optimizer": setup.optimizer.state_dict(),
+        "progress": asdict(progress),
+        "rng": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    write_atomically(path, lambda partial: torch.save(content, partial))
+
+
+def save_tensors(path: Path, setup: Setup) -> None:
+    """Only the trained tensors: the best model so far."""
+    write_atomically(path, lambda partial: torch.save(trained_tensors(setup), partial))
+
+
+def restore(path: Path, setup: Setup) -> Progress:
+    """Bring `setup` and the random state to where `save` left them. Raises `WeightsError` if the model is another."""
+    assert setup.optimizer is not None
+    content: dict[str, Any] = torch.load(path, map_location=setup.device, weights_only=True)
+    restore_tensors(setup, content["tensors"], path)
+    setup.optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"]["cpu"].cpu())
+    if content["rng"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in content["rng"]["cuda"]])
+    return Progress(**content["progress"])
+
+
+@torch.no_grad()
+def restore_tensors(setup: Setup, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    current = trained_tensors(setup)
+    if current.keys() != tensors.keys():
+        differing = sorted(current.keys() ^ tensors.keys())
+        raise WeightsError(
+            f"{path}: is of another model or adapter; {', '.join(differing[:5])} are in only one of them"
+        )
+    for name, value in tensors.items():
+        current[name].copy_(value)

@@ -1,0 +1,51 @@
+"""Values for a built model: pretrained, random, or from a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from zoo.card import ModelCard, Source, load_ref
+from zoo.step import Loader, Setup
+from zoo.weights import LoadReport, fetch, initialise_and_load, read_state_dict
+
+
+def loader_of(card: ModelCard, checkpoint: str, seed: int, *, progress: bool = False) -> Loader:
+    """What fills a setup of `card` as a recipe's ``checkpoint`` says: ``pretrained``, ``random``, or a source's URI.
+
+    What was converted, skipped and newly initialised becomes a note of the setup. Raises `WeightsError`.
+    """
+
+    def load(setup: Setup) -> None:
+        report = values_for(setup.model, card, checkpoint, seed, progress=progress, reference=setup.reference)
+        setup.notes.append(f"{checkpoint} weights: {report.summary}")
+
+    return load
+
+
+def values_for(
+    model: nn.Module,
+    card: ModelCard,
+    checkpoint: str,
+    seed: int,
+    *,
+    progress: bool = False,
+    reference: dict[nn.Parameter, torch.Tensor] | None = None,
+) -> LoadReport:
+    """Fill a materialised `model` of `card` in place. See `loader_of`."""
+    if checkpoint == "random":
+        return initialise_and_load(model, None, seed)
+    source = card.source if checkpoint == "pretrained" else Source(uri=checkpoint)
+    state = _read(card, source, fetch(source, progress=progress, name=card.name))
+    return initialise_and_load(model, state, seed, reference=reference)
+
+
+def _read(card: ModelCard, source: Source, folder: Path) -> Mapping[str, torch.Tensor]:
+    if card.convert is not None:
+        converted: Mapping[str, torch.Tensor] = load_ref(card.convert)(folder)
+        return converted
+    weights = [f.path for f in source.files if f.path.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".index.json"))]
+    return read_state_dict(folder, weights or None)
