@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zoo.biology.clusters import IDENTITY, cluster, identity
+from zoo.biology.clusters import cluster, cluster_90, identity
 from zoo.biology.fasta import read_fasta
 from zoo.domain import datasets
 from zoo.weights import fetch
@@ -37,9 +37,16 @@ def test_clusters_do_not_depend_on_the_order_of_the_input():
 
 def test_threshold_is_80_percent_identity():
     close, far = _changed(WHOLE, 19), _changed(WHOLE, 21)  # of 98 residues: 19.4 % and 21.4 % changed
-    assert _identity(WHOLE, close) >= IDENTITY > _identity(WHOLE, far)
+    assert _identity(WHOLE, close) >= 0.8 > _identity(WHOLE, far)
     assert cluster([WHOLE, close]) == [0, 0]
     assert cluster([WHOLE, far]) == [0, 1]
+
+
+def test_cluster_90_is_finer():
+    close, far = _changed(WHOLE, 9), _changed(WHOLE, 11)  # of 98 residues: 9.2 % and 11.2 % changed
+    assert cluster_90([WHOLE, close]) == [0, 0]
+    assert cluster_90([WHOLE, far]) == [0, 1]
+    assert cluster([WHOLE, far]) == [0, 0]
 
 
 def test_identity_counts_residues_over_the_shorter_length():
@@ -57,7 +64,7 @@ def test_a_fragment_joins_its_whole():
 def test_closeness_is_passed_on():
     far = _changed(WHOLE, 30)
     between = WHOLE[:49] + far[49:]
-    assert _identity(WHOLE, far) < IDENTITY
+    assert _identity(WHOLE, far) < 0.8
     assert cluster([WHOLE, far]) == [0, 1]
     assert cluster([WHOLE, between, far]) == [0, 0, 0]
 
@@ -66,20 +73,22 @@ def test_non_standard_residues_and_very_short_inputs_are_clustered_too():
     assert cluster(["AB", "DE", "MKUTAYJAKO", "MKUTAYJAKO"]) == [0, 1, 2, 2]
 
 
-def test_no_two_real_genes_in_different_clusters_are_close():
+@pytest.mark.parametrize(
+    ("clusters", "threshold", "largest"), [(cluster, 0.8, [269, 62, 48]), (cluster_90, 0.9, [68, 65, 56])]
+)
+def test_no_two_real_genes_in_different_clusters_are_close(clusters, threshold, largest):
     """Against an independent count: genes of one length, compared residue by residue without any alignment."""
     card = datasets()["mouse_v_genes"]
     genes = read_fasta(fetch(card.source) / card.files["all"])
     heavy = genes[genes.field1 == "IGH"].sequence.tolist()
-    numbers = np.array(cluster(heavy))
-    assert np.sort(np.bincount(numbers))[::-1][:3].tolist() == [269, 62, 48]
-    assert numbers.max() + 1 == 23
+    numbers = np.array(clusters(heavy))
+    assert np.sort(np.bincount(numbers))[::-1][:3].tolist() == largest
     compared = 0
     for length in {len(text) for text in heavy}:
         rows = np.array([i for i, text in enumerate(heavy) if len(text) == length])
         residues = np.array([list(heavy[i]) for i in rows])
         same = np.stack([(residues == row).mean(axis=1) for row in residues])
         across = numbers[rows][:, None] != numbers[rows]
-        assert not (same[across] >= IDENTITY).any()
+        assert not (same[across] >= threshold).any()
         compared += int(across.sum())
     assert compared > 10_000

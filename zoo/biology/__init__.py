@@ -15,7 +15,7 @@ DOMAIN = Domain(
         ".modlamp.csv": "zoo.biology.modlamp:read_modlamp",
     },
     clean="zoo.biology.residues:clean",
-    groups={"cluster": "zoo.biology.clusters:cluster"},
+    groups={"cluster": "zoo.biology.clusters:cluster", "cluster_90": "zoo.biology.clusters:cluster_90"},
     baselines={"composition": "zoo.biology.floors:composition"},
     extra="biology",
 )

@@ -6,25 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zoo.biology.residues import STANDARD
 
-IDENTITY = 0.8
 _WORD = 2  # residues in a word; at 80 % identity longer words would leave no bound to filter by
-_BAND = 10  # how far an alignment may stray from the diagonal that the ends allow, in residues
+_BAND = 10  # how far an alignment may stray from the diagonals that join both ends, in residues
 
 
 def cluster(inputs: Sequence[str]) -> list[int]:
-    """Cluster number of each sequence: two that are at least 80 % identical are always in the same cluster.
+    """Clusters at 80 % identity: two sequences that close are always in the same one. See `at_identity`."""
+    return at_identity(inputs, 0.8)
 
-    Clusters are the connected components of "at least 80 % identical" (single linkage), so that no sequence outside
+
+def cluster_90(inputs: Sequence[str]) -> list[int]:
+    """Clusters at 90 % identity, for genes of one family, most of which are 80 % identical. See `at_identity`."""
+    return at_identity(inputs, 0.9)
+
+
+def at_identity(inputs: Sequence[str], threshold: float) -> list[int]:
+    """Cluster number of each sequence: two that are at least `threshold` identical are always in the same cluster.
+
+    Clusters are the connected components of "at least that identical" (single linkage), so that no sequence outside
     a cluster is that close to any inside it. This is stricter than CD-HIT's greedy clusters (Li and Godzik 2006,
     Bioinformatics 22, 1658), which compare with representatives only and leave close pairs in different clusters.
     Identity and filter are CD-HIT's: identical residues in a global alignment over the shorter length, and a pair is
     aligned only if it shares as many words of two residues as that identity needs (each difference spoils at most
-    two). Alignments stray at most 10 residues from the diagonals that join both ends; sequences of which one is
-    more than 1/0.8 times as long as the other are aligned too, so that a fragment joins its whole.
+    two). Length is no obstacle: a fragment joins its whole. Alignments stray at most 10 residues from the diagonals
+    that join both ends. `threshold` is a fraction; the filter bounds nothing below one half.
     """
     from biotite.sequence import ProteinSequence
 
@@ -34,8 +42,11 @@ def cluster(inputs: Sequence[str]) -> list[int]:
     texts_by_word = words.T.tocsr()
     parent = list(range(len(unique)))
     for i, text in enumerate(unique):
-        for j in _candidates(words, texts_by_word, i, len(text)):
-            if _root(parent, i) != _root(parent, j) and identity(codes[i], codes[j]) >= IDENTITY:
+        # An alignment with identity p over n residues has at most (1 - p) n differences; each spoils _WORD words.
+        needed = len(text) - _WORD + 1 - _WORD * (1 - threshold) * len(text)
+        shared = (words[[i]] @ texts_by_word).toarray().ravel()[:i]
+        for j in np.nonzero(shared >= needed)[0].tolist():
+            if _root(parent, i) != _root(parent, j) and identity(codes[i], codes[j]) >= threshold:
                 parent[_root(parent, i)] = _root(parent, j)
     number: dict[int, int] = {}
     place = {text: i for i, text in enumerate(unique)}
@@ -69,14 +80,6 @@ def _words(texts: Sequence[str]) -> Any:
             present[f"{word}{copies[word]}"] = 1
         found.append(present)
     return DictVectorizer(dtype=np.int32).fit_transform(found)
-
-
-def _candidates(words: Any, texts_by_word: Any, i: int, length: int) -> NDArray[np.intp]:
-    """Earlier (longer or equal) texts that share enough words with text `i`, of `length`, to be 80 % identical."""
-    shared = (words[[i]] @ texts_by_word).toarray().ravel()[:i]
-    # An alignment with identity p over n residues has at most (1 - p) n differences; each spoils at most _WORD words.
-    found: NDArray[np.intp] = np.nonzero(shared >= length - _WORD + 1 - _WORD * (1 - IDENTITY) * length)[0]
-    return found
 
 
 def _root(parent: list[int], i: int) -> int:
