@@ -40,7 +40,7 @@ def models() -> Mapping[str, ModelCard]:
 
 
 def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
-    """A pretrained model by its card's name, with the pretraining head (or another `head`); or a finished run by folder.
+    """A pretrained model by its card's name, with its pretraining head or another `head`; or a finished run's folder.
 
     Raises `InputError` for a name that is neither, `WeightsError` when the weights cannot be had.
     """

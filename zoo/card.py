@@ -60,7 +60,7 @@ class ModelCard(Frozen):
     """A pretrained model: what it is, how it is built, where its weights are, what may be done with them.
 
     `config` is the exact architecture. `build` names ``(card, head) -> torch.nn.Module``; it is called under
-    ``torch.device("meta")`` and must be plain model code. `tokenizer` names ``(folder) -> Tokenizer`` (see
+    ``torch.device("meta")`` and must be plain model code. `tokenizer` names ``(folder or None) -> Tokenizer`` (see
     `zoo.domain`). `convert` names ``(folder) -> state dict`` for checkpoints in a layout of their own; without it the
     files are read as ``from_pretrained`` would. `roles` maps a role to patterns (shell style) of module names
     inside the built model; techniques select modules by role only. `depth` is the key of `config` that counts
@@ -77,7 +77,7 @@ class ModelCard(Frozen):
     config: Mapping[str, Any]
     build: Ref
     tokenizer: Ref
-    tokenizer_files: bool = Field(False, description="whether the tokenizer reads files of the source")
+    tokenizer_files: bool = False
     source: Source
     convert: Ref | None = None
     max_length: int = Field(gt=0, description="tokens, special tokens included")

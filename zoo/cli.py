@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="zoo",
-    help="Domain-specific models for science, fine-tuned inside a memory budget that is predicted before anything runs.",
+    help="Models for science, fine-tuned inside a memory budget that is predicted before anything runs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

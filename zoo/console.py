@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from zoo.card import DatasetCard, ModelCard
-from zoo.data.prepare import Data
-from zoo.planner import Decision, Plan
-from zoo.resolve import Job
-from zoo.step import PHASES
-from zoo.training.loop import Watcher
+from zoo.training.watcher import Watcher
 from zoo.units import format_bytes
+
+if TYPE_CHECKING:  # none of it is needed to list models, and some of it takes seconds to import
+    from zoo.card import DatasetCard, ModelCard
+    from zoo.data.prepare import Data
+    from zoo.planner import Decision, Plan
+    from zoo.resolve import Job
+
+PHASES = ("forward", "backward", "optimizer")
 
 _COLOURS = {
     "parameters": "blue", "buffers": "blue", "optimizer": "magenta", "gradients": "yellow",
@@ -40,9 +43,8 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
         f"{chosen.estimate.seconds:.3g} s a step predicted"
     )
     techniques = ", ".join(f"{t.key} {t.describe()}" for t in chosen.techniques)
-    console.print(
-        f"  {techniques}; micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}; exactness {chosen.exactness}"
-    )
+    batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
+    console.print(f"  {techniques}; {batch}; exactness {chosen.exactness}")
     for reason in decision.reasons:
         console.print(f"  - {reason}")
     _show_bar(chosen, max(budget, chosen.peak_bytes))
@@ -178,9 +180,9 @@ def show_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def show_models(cards: Sequence[ModelCard]) -> None:
-    table = Table("name", "domain", "parameters", "licence", "tasks", box=None, padding=(0, 2))
+    table = Table("name", "domain", "parameters", "licence", "title", box=None, padding=(0, 2))
     for card in cards:
-        table.add_row(card.name, card.domain, f"{card.parameters / 1e6:,.1f} M", card.licence, ", ".join(card.tasks))
+        table.add_row(card.name, card.domain, f"{card.parameters / 1e6:,.1f} M", card.licence, card.title)
     console.print(table)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from zoo.memory import memo
 from zoo.memory.roofline import Cost, cost_of
 
 OUTSIDE = "outside"
@@ -77,26 +78,30 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of everything that is computed while it is entered. Read `record` afterwards.
 
     Categories: storages born in the phases ``forward`` and ``backward`` are activations and temporaries until
-    `label` gives them a better name.
+    `label` gives them a better name. With `memoise`, operations on meta tensors are looked up instead of run again.
     """
 
-    def __init__(self, *, count_costs: bool = True) -> None:
+    def __init__(self, *, count_costs: bool = True, memoise: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
         self._known: dict[weakref.ref[torch.UntypedStorage], int] = {}
         self._phase = OUTSIDE
         self._count_costs = count_costs
+        self._memoise = memoise
         self._closed = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
-        out = func(*args, **(kwargs or {}))
+        if self._memoise:
+            out, cost = memo.run(func, args, kwargs or {})
+        else:
+            out, cost = func(*args, **(kwargs or {})), None
         for leaf in tree_iter(out):
             if isinstance(leaf, torch.Tensor):
                 self._see(leaf)
         if self._count_costs and self._phase != OUTSIDE:
-            self.record.costs.append(cost_of(func, args, kwargs or {}, out))
+            self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out
 
     def _see(self, tensor: torch.Tensor) -> int:

@@ -65,7 +65,7 @@ def _fused_optimizers_on_meta() -> Iterator[None]:
 @contextlib.contextmanager
 def without_storage(world: World, *, count_costs: bool = False) -> Iterator[tuple[torch.device, Ledger]]:
     """Enter a world without storage. Yields the device to build on and the ledger that watches."""
-    ledger = Ledger(count_costs=count_costs)
+    ledger = Ledger(count_costs=count_costs, memoise=world == "meta")
     with contextlib.ExitStack() as stack:
         if world == "fake":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -21,19 +21,10 @@ from zoo.training import inference, state
 from zoo.training.files import RunFolder
 from zoo.training.meter import Meter
 from zoo.training.schedule import learning_rate
+from zoo.training.watcher import Watcher
 
 MEASURED_STEPS = 3
 """Steps that are metered: the second holds the longest batch, when the optimizer's states exist."""
-
-
-class Watcher:
-    """Hears what happens; the command line draws it. Every method may be left as it is."""
-
-    def started(self, steps: int, done: int) -> None: ...
-    def stepped(self, step: int, loss: float, rows: int) -> None: ...
-    def measured(self, by_phase: dict[str, int]) -> None: ...
-    def evaluated(self, step: int, metrics: dict[str, float], best: bool) -> None: ...
-    def stopped(self, reason: str) -> None: ...
 
 
 @dataclass

@@ -19,9 +19,10 @@ from zoo.training import inference, state
 from zoo.training.baselines import floors
 from zoo.training.export import save_model, size_on_disk
 from zoo.training.files import RunFolder, environment, write_json, write_table, write_text
-from zoo.training.loop import Loop, Watcher
+from zoo.training.loop import Loop
 from zoo.training.meter import meter_for, with_peak
 from zoo.training.values import loader_of
+from zoo.training.watcher import Watcher
 from zoo.units import format_bytes
 from zoo.weights import fetch, is_local
 
