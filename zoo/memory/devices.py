@@ -39,6 +39,7 @@ FACTS = (
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "gpu"}
 
 
@@ -49,8 +50,8 @@ class Device(Frozen):
     is available now. `fp32`, `tf32`, `bf16`, `fp16` are FLOP/s, dense, a multiply-add counted as two; `tf32` and `bf16`
     are None where the device has no such arithmetic. `memory_bandwidth` and `host_link` (one direction) are
     bytes/s; `host_link` is None for ``cpu``, which has nothing to cross. `context_bytes` is what a process holds
-    before its first tensor, None where nobody published a measurement that holds for today's torch. `sources` maps every
-    known fact to where it comes from. Raises `ValueError` for a known fact without source.
+    before its first tensor, None where nobody published a measurement that holds for today's torch. `sources` maps
+    every known fact to where it comes from. Raises `ValueError` for a known fact without source.
     """
 
     name: str
@@ -181,7 +182,7 @@ def _accelerators() -> Mapping[str, Device]:
 
 @functools.cache
 def _spellings() -> Mapping[str, str]:
-    """Every name and alias, without case and punctuation, to the name of the device. Raises `ValueError` for a clash."""
+    """Every name and alias as `_key` has it, to the name of the device. Raises `ValueError` for a clash."""
     table: dict[str, str] = {}
     for device in _accelerators().values():
         for spelling in (device.name, *device.aliases):
@@ -289,26 +290,30 @@ def _available_memory() -> int:
 
 
 def _cgroup_room() -> list[int]:
-    """Limit minus use of every control group around this process that has a limit (cgroup versions 2 and 1)."""
+    """What every control group around this process still allows, where it has a limit (cgroup versions 2 and 1)."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     room = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            root, limit, use = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        elif controllers == "":
-            root, limit, use = _CGROUPS, "memory.max", "memory.current"
+        if "memory" in controllers.split(","):
+            root, limit, use, cache = _CGROUPS / "memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"
+        elif not controllers:
+            root, limit, use, cache = _CGROUPS, "max", "current", "inactive_file"
         else:
             continue
         own = Path(path.lstrip("/"))
         for group in (own, *own.parents):
             try:
-                most, used = ((root / group / file).read_text(encoding="utf-8").strip() for file in (limit, use))
+                most, used, statistics = (
+                    (root / group / f"memory.{file}").read_text(encoding="utf-8") for file in (limit, use, "stat")
+                )
             except OSError:
                 continue
-            if most != "max":
-                room.append(max(0, int(most) - int(used)))
+            if most.strip() != "max":
+                # Files that were read count as used, but give way when memory is asked for.
+                files = re.search(rf"^{cache} (\d+)$", statistics, re.MULTILINE)
+                room.append(max(0, int(most) - int(used) + (int(files[1]) if files else 0)))
     return room
