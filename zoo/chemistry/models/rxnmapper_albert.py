@@ -38,7 +38,7 @@ CARDS = (
             "attention_probs_dropout_prob": 0.1,
             "classifier_dropout_prob": 0.1,
         },
-        build="zoo.weights.hf:build",
+        build="zoo.weights.hf:build_mean_pooled",
         tokenizer="zoo.chemistry.tokenizer:smiles_tokenizer",
         tokenizer_files=True,
         source=Source(
@@ -65,8 +65,7 @@ CARDS = (
             "block": (_LAYER,),
             "attention": tuple(f"{_LAYER}.attention.{part}" for part in ("query", "key", "value", "dense")),
             "mlp": (f"{_LAYER}.ffn", f"{_LAYER}.ffn_output"),
-            # The pooler counts as head: the checkpoint holds it as it was initialised (see notes).
-            "head": ("classifier", "albert.pooler", "predictions"),
+            "head": ("classifier", "predictions"),
             "embedding": ("albert.embeddings",),
         },
         depth="num_hidden_layers",
@@ -74,8 +73,8 @@ CARDS = (
         notes=(
             "Pretrained on whole reactions (reactants>>products), fine-tuned here on single molecules. The file holds "
             "65,792 more numbers than `parameters`: a pooler that the pretraining loss never reached (normal with "
-            "standard deviation 0.02, bias zero: its initialisation). Sequence tasks therefore train it as part of "
-            "the head. One layer is applied 12 times: depth multiplies activations and time, never parameters."
+            "standard deviation 0.02, bias zero: its initialisation). Sequence tasks therefore read the mean over "
+            "tokens instead. One layer is applied 12 times: depth multiplies activations and time, never parameters."
         ),
     ),
 )
