@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zoo.resources import hide_datasets_folder
+
 if TYPE_CHECKING:
     from zoo.api import evaluate, load, models, plan, predict, train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "load", "models", "plan", "predict", "train"]
+
+hide_datasets_folder()
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from zoo.domain import Batch
 from zoo.errors import InputError
 from zoo.memory.devices import Device, detect, find
 from zoo.memory.ledger import Record
-from zoo.memory.scaling import Estimate, Family, Irregular, Tape
+from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
 from zoo.recipe import Budget
 from zoo.resolve import Job
@@ -30,8 +30,6 @@ from zoo.units import format_bytes
 
 SHALLOW = (2, 3)
 """Depths of the two shallow models that tell any depth: the first has an own first and last block."""
-ROWS = (2, 3)
-"""Rows of the two micro-batches that tell any other."""
 FULL_TRACE_DEPTH = 12
 """Models up to this depth are confirmed by a full trace on fake CPU tensors, deeper ones by the two shallow models."""
 
@@ -296,15 +294,9 @@ class _Tracer:
         return Plan(techniques, size, count, estimate, host, self.tokens)
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
-        if self.depth is None:
-            records = [self._trace(techniques, self.job.card, rows, 2, "meta", costs=True) for rows in ROWS]
-            return Family(Tape.of(records[0], records[1], ROWS), None, 0)
-        tapes = []
-        for depth in SHALLOW:
-            card = self.job.card.shallow(depth)
-            records = [self._trace(techniques, card, rows, 2, "meta", costs=True) for rows in ROWS]
-            tapes.append(Tape.of(records[0], records[1], ROWS))
-        return Family(tapes[0], tapes[1], SHALLOW[0])
+        cards = [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
+        tapes = [Tape.of(self._trace(techniques, card, MANY, 2, "meta", costs=True), many=True) for card in cards]
+        return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
 
     def _full(
         self,
@@ -322,7 +314,7 @@ class _Tracer:
         tapes = []
         for card in cards:
             record = self._trace(techniques, card, size, count, world, costs=world == "meta", steps=1 if shallow else 2)
-            tapes.append(Tape.of(record, record, (size, size + 1)))
+            tapes.append(Tape.of(record, many=False))
         family = Family(tapes[0], tapes[1] if shallow else None, SHALLOW[0] if shallow else 0)
         return family.estimate(self.depth or 0, size, 2, rates)
 

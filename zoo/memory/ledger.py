@@ -97,9 +97,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out, cost = memo.run(func, args, kwargs or {})
         else:
             out, cost = func(*args, **(kwargs or {})), None
-        for leaf in tree_iter(out):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf)
+        if isinstance(out, torch.Tensor):
+            self._see(out)
+        else:
+            for leaf in tree_iter(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._see(leaf)
         if self._count_costs and self._phase != OUTSIDE:
             self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out

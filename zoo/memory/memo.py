@@ -49,18 +49,26 @@ def _key(value: Any) -> Any:
         if value.device.type != "meta" or value.layout != torch.strided:
             return None
         return ("tensor", value.shape, value.stride(), value.dtype)
-    if isinstance(value, (tuple, list)):
-        keys = tuple(_key(v) for v in value)
-        return None if None in keys else keys
-    if isinstance(value, dict):
-        return _key(tuple(value.items()))
+    kind = type(value)
+    if kind is int or kind is float or kind is bool or kind is str:
+        return (kind, value)
     if value is None:
         return "none"
+    if kind is tuple or kind is list:
+        keys = []
+        for member in value:
+            key = _key(member)
+            if key is None:
+                return None
+            keys.append(key)
+        return tuple(keys)
+    if kind is dict:
+        return _key(tuple(value.items())) if value else "no arguments"
     try:
         hash(value)
     except TypeError:
         return None
-    return (type(value), value)
+    return (kind, value)
 
 
 def _spec(out: Any) -> Any:

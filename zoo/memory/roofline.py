@@ -25,8 +25,8 @@ _VIEWS = frozenset(
 class Cost:
     """One operation: `flops` (multiply and add count as two), `bytes` read and written, `half` when in 16 bits."""
 
-    flops: float
-    bytes: float
+    flops: int
+    bytes: int
     half: bool
 
 
@@ -34,7 +34,7 @@ def cost_of(func: Any, args: Any, kwargs: Any, out: Any) -> Cost:
     """The cost of one dispatched operation; views are free. Counts are those of torch's own FLOP counter."""
     packet = func.overloadpacket
     if packet.__name__ in _VIEWS:
-        return Cost(0.0, 0.0, False)
+        return Cost(0, 0, False)
     moved = 0
     half = False
     for leaf in (*tree_iter(args), *tree_iter(kwargs), *tree_iter(out)):
@@ -42,8 +42,8 @@ def cost_of(func: Any, args: Any, kwargs: Any, out: Any) -> Cost:
             moved += leaf.numel() * leaf.element_size()
             half = half or leaf.dtype in (torch.bfloat16, torch.float16)
     counter = flop_registry.get(packet)
-    flops = float(counter(*args, **kwargs, out_val=out)) if counter is not None else 0.0
-    return Cost(flops, float(moved), half)
+    flops = int(counter(*args, **kwargs, out_val=out)) if counter is not None else 0
+    return Cost(flops, moved, half)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""From four small traces to any micro-batch and any depth.
+"""From two small traces to any micro-batch and any depth.
 
 Two facts make this possible:
 
 1. In a trace, the bytes of every storage are an affine function of the rows of the micro-batch (``a + b * rows``),
-   and the order of events does not depend on them. Two traces with different rows give `a` and `b` of every event,
-   and replaying the events with them gives the exact peaks for any rows. `Irregular` is raised where it is not so.
+   and the order of events does not depend on them. Without storage, a micro-batch may have `MANY` rows, more than any
+   constant part has bytes: then `b` is the quotient and `a` the remainder, and one trace gives both. Replaying the
+   events with them gives the exact peaks for any rows. `Irregular` is raised where it is not so.
 2. In a stack of identical blocks, the net change of every phase and its peak above where it began grow by the same
    amount with every block. Traces of two shallow models give both. A test compares this with full traces, and the
    planner confirms the plan that it chooses by one full trace.
@@ -23,9 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.memory.ledger import OUTSIDE, Record
-from zoo.memory.roofline import Rates
+from zoo.memory.roofline import Cost, Rates
 
 Array = NDArray[np.float64]
+
+
+MANY = 4_000_000_007
+"""Rows of a traced micro-batch: a prime, so that nothing else in a model is a multiple of it. Not larger, for the
+bytes of an activation must stay below 2^63."""
+
+_CONSTANT = ("parameters", "buffers", "gradients", "optimizer")
+"""Categories and phases that know nothing of the micro-batch."""
 
 
 class Irregular(Exception):
@@ -50,26 +59,27 @@ class Tape:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, first: Record, second: Record, rows: tuple[int, int]) -> Tape:
-        """From two traces of the same model that differ in rows only."""
-        if first.events != second.events or first.marks != second.marks or len(first.costs) != len(second.costs):
-            raise Irregular("the order of allocations depends on the rows of the micro-batch")
-        names = tuple(sorted(set(first.labels.values())))
-        codes = np.array([names.index(first.labels[i]) for i in range(len(first.sizes))], dtype=np.int64)
-        events = np.abs(np.array(first.events, dtype=np.int64)) - 1
-        deltas = _affine(first.deltas().astype(float), second.deltas().astype(float), rows)
-        tables = [np.array([(c.flops, c.bytes) for c in r.costs], dtype=float).reshape(-1, 2) for r in (first, second)]
-        half = np.array([c.half for c in first.costs], dtype=float)
-        flops, moved = (_affine(tables[0][:, k], tables[1][:, k], rows) for k in (0, 1))
-        costs = np.concatenate([flops, moved, half[:, None]], axis=1)
-        ends = [*(start for start, _ in first.marks[1:]), len(first.events)]
-        cost_ends = [*first.cost_marks[1:], len(first.costs)]
-        segments = [
-            Segment(phase, deltas[start:end], codes[events[start:end]], costs[cost_start:cost_end])
-            for (start, phase), end, cost_start, cost_end in zip(
-                first.marks, ends, first.cost_marks, cost_ends, strict=True
-            )
-        ]
+    def of(cls, record: Record, *, many: bool) -> Tape:
+        """From a trace of a micro-batch with `MANY` rows, or of the very rows that it will be asked for."""
+        names = tuple(sorted(set(record.labels.values())))
+        codes = np.array([names.index(record.labels[i]) for i in range(len(record.sizes))], dtype=np.int64)
+        indices = np.array(record.events, dtype=np.int64)
+        storages = np.abs(indices) - 1
+        sizes = np.array(
+            [
+                _affine(size, many=many and record.labels[index] not in _CONSTANT)
+                for index, size in enumerate(record.sizes)
+            ],
+            dtype=float,
+        ).reshape(-1, 2)
+        deltas = np.sign(indices)[:, None] * sizes[storages]
+        ends = [*(start for start, _ in record.marks[1:]), len(record.events)]
+        cost_ends = [*record.cost_marks[1:], len(record.costs)]
+        segments = []
+        for (start, phase), end, first, last in zip(record.marks, ends, record.cost_marks, cost_ends, strict=True):
+            table = [_cost(c, many=many and phase not in _CONSTANT) for c in record.costs[first:last]]
+            costs = np.array(table, dtype=float).reshape(-1, 5)
+            segments.append(Segment(phase, deltas[start:end], codes[storages[start:end]], costs))
         return cls(tuple(segments), names)
 
     def replay(self, rows: int, rates: Rates) -> list[Played]:
@@ -105,9 +115,18 @@ class Played:
         )
 
 
-def _affine(first: Array, second: Array, rows: tuple[int, int]) -> Array:
-    slope = (second - first) / (rows[1] - rows[0])
-    return np.stack([first - slope * rows[0], slope], axis=1)
+def _cost(cost: Cost, *, many: bool) -> tuple[float, ...]:
+    return (*_affine(cost.flops, many=many), *_affine(cost.bytes, many=many), float(cost.half))
+
+
+def _affine(amount: int, *, many: bool) -> tuple[int, int]:
+    """`a` and `b` of an amount that was counted with `MANY` rows. One that was not is a constant."""
+    if not many:
+        return amount, 0
+    b, a = divmod(amount, MANY)
+    if a > MANY // 2:
+        raise Irregular("an amount is not an affine function of the rows of the micro-batch")
+    return a, b
 
 
 @dataclass(frozen=True)

@@ -98,15 +98,15 @@ def trace(
             _make_states(setup)
         ledger.relabel_alive("other", "optimizer")
         setup.phase = ledger.phase
-        with torch.device(device):
-            for _ in range(steps):
+        for _ in range(steps):
+            with torch.device(device):
                 micro_batches = batch(setup)
-                for micro in micro_batches:
-                    ledger.label("batch", [*micro.inputs.values(), micro.targets])
-                with _label_gradients(setup, ledger):
-                    train_step(setup, micro_batches)
-                ledger.relabel_alive("temporaries", "optimizer")
-                del micro_batches
+            for micro in micro_batches:
+                ledger.label("batch", [*micro.inputs.values(), micro.targets])
+            with _label_gradients(setup, ledger):
+                train_step(setup, micro_batches)
+            ledger.relabel_alive("temporaries", "optimizer")
+            del micro_batches
         ledger.close()
     return ledger.record
 
