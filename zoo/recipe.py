@@ -73,7 +73,7 @@ class DataSpec(Frozen):
     ``truncate`` (counted) or ``window`` (non-overlapping windows, predictions averaged). `unreadable` says what
     happens to rows that cannot be read or lack a label: ``error`` or ``skip`` (counted and listed in a file).
     `duplicates`: ``keep``, or ``remove`` repeated inputs; contradictory ones (different labels) go altogether.
-    `leaked`: what happens to inputs that the publisher's test part shares with training: ``report``, or
+    `leaked`: what happens to inputs that the test part shares with training: ``report``, or
     ``remove`` from training.
     """
 

@@ -74,6 +74,7 @@ class _Row:
     target_text: str
     text: str = ""
     target: Any = None
+    ids: list[int] = field(default_factory=list)
 
 
 def read_parts(request: DataRequest, fetch: Fetch) -> tuple[dict[str, pd.DataFrame], str]:
@@ -94,28 +95,36 @@ def read_parts(request: DataRequest, fetch: Fetch) -> tuple[dict[str, pd.DataFra
 def prepare_sequences(request: DataRequest, fetch: Fetch, tokenizer: Tokenizer, parse: ParseTarget | None) -> Data:
     """Examples of a recipe's data. `parse` reads the target column; None where the task needs no target.
 
-    Raises `InputError` for missing columns, for rows that cannot be used (unless skipped), for empty parts.
+    Every row of the files is in the examples or in `Data.skipped`. Raises `InputError` for missing columns, for rows
+    that cannot be used (unless skipped), for empty parts.
     """
     spec = request.recipe.data
     tables, name = read_parts(request, fetch)
-    rows = _collect(request, tables, name, with_target=parse is not None)
     skipped: list[Skipped] = []
     notes: Counter[str] = Counter()
-    rows = _readable(request, rows, parse, name, skipped, notes)
+    rows = _collect(request, tables, name, skipped, notes, with_target=parse is not None)
+    rows = _readable(request, rows, parse, tokenizer, name, skipped, notes)
+    given = spec.split.method == "given"
+    if given:  # before the split, so that the validation part has its share of what remains
+        rows = _leaks(request, rows, [row.part for row in rows], skipped, notes)
     if spec.duplicates == "remove":
-        rows = _deduplicated(rows, skipped, notes)
-    rows = _leaks(request, rows, skipped, notes)
+        rows = _deduplicated(rows, skipped, notes, within_parts=given)
     parts, split = _split(request, rows, tables)
+    if not given:
+        assigned = {row.row: part for row, part in zip(rows, parts, strict=True)}
+        rows = _leaks(request, rows, parts, skipped, notes)
+        parts = [assigned[row.row] for row in rows]
     limit = min(spec.max_length or request.card.max_length, request.card.max_length)
     examples: dict[str, list[Example]] = defaultdict(list)
     too_long: list[str] = []
     for row, part in zip(rows, parts, strict=True):
-        ids = tokenizer.encode(row.text)
+        ids = row.ids
         unknown_tokens = 0 if tokenizer.unk_id is None else ids.count(tokenizer.unk_id)
         if unknown_tokens:
             notes["inputs with tokens that the model does not know"] += 1
         if len(ids) > limit:
-            notes[f"inputs beyond {limit} tokens"] += 1
+            done = {"truncate": ", truncated", "window": ", cut into windows"}.get(spec.too_long, "")
+            notes[f"inputs beyond {limit} tokens{done}"] += 1
             if spec.too_long == "error":
                 too_long.append(f"{name} row {row.row + 1}: {len(ids)} tokens, the limit is {limit}")
                 continue
@@ -128,12 +137,31 @@ def prepare_sequences(request: DataRequest, fetch: Fetch, tokenizer: Tokenizer, 
                 f"{len(too_long)} inputs are too long; set data.too_long to truncate or window, or data.max_length",
             ]
         )
-    for part in ("train", "test") if request.recipe.data.split.method != "column" else ("train",):
-        if not examples[part]:
-            raise InputError(f"{name}: no usable rows in the {part} part of the split ({split})")
+    _check_parts(request, examples, name, split)
     return Data(
-        tuple(examples["train"]), tuple(examples["valid"]), tuple(examples["test"]), split, tuple(skipped), dict(notes)
+        tuple(examples["train"]),
+        tuple(examples["valid"]),
+        tuple(examples["test"]),
+        split,
+        tuple(sorted(skipped, key=lambda s: s.row)),
+        {note: count for note, count in notes.items() if count},
     )
+
+
+def _check_parts(request: DataRequest, examples: dict[str, list[Example]], name: str, split: str) -> None:
+    """No part that the recipe asks for may be empty."""
+    spec = request.recipe.data.split
+    shares = dict(zip(splits.PARTS, spec.fractions, strict=True))
+    wanted = {"train"} if spec.method == "column" else {"train", *(part for part in shares if shares[part] > 0)}
+    if spec.method == "given":
+        wanted.add("test")
+    empty = [part for part in splits.PARTS if part in wanted and not examples[part]]
+    if empty:
+        sizes = ", ".join(f"{len({e.row for e in examples[part]})} {part}" for part in splits.PARTS)
+        raise InputError(
+            f"{name}: no usable rows in the {empty[0]} part of the split {split} ({sizes}); "
+            "give more rows, or other data.split.fractions"
+        )
 
 
 def fit(ids: Sequence[int], limit: int, policy: str, tokenizer: Tokenizer) -> list[tuple[int, tuple[int, ...]]]:
@@ -161,7 +189,15 @@ def cleaner(request: DataRequest) -> Callable[[str], Cleaned]:
     return strip
 
 
-def _collect(request: DataRequest, tables: dict[str, pd.DataFrame], name: str, *, with_target: bool) -> list[_Row]:
+def _collect(
+    request: DataRequest,
+    tables: dict[str, pd.DataFrame],
+    name: str,
+    skipped: list[Skipped],
+    notes: Counter[str],
+    *,
+    with_target: bool,
+) -> list[_Row]:
     spec = request.recipe.data
     where = f"{name}: data.columns"
     needed = ("input", "target") if with_target else ("input",)
@@ -174,17 +210,20 @@ def _collect(request: DataRequest, tables: dict[str, pd.DataFrame], name: str, *
     rows: list[_Row] = []
     offset = 0
     for part, table in tables.items():
-        keep = [True] * len(table)
-        for key, value in spec.where.items():
-            keep = [k and v == value for k, v in zip(keep, column(table, key, f"{name}: data.where"), strict=True)]
+        filters = {key: column(table, key, f"{name}: data.where") for key in spec.where}
         inputs = column(table, spec.columns["input"], f"{where}.input")
         targets = column(table, spec.columns["target"], f"{where}.target") if with_target else [""] * len(inputs)
-        for i, (text, target, kept) in enumerate(zip(inputs, targets, keep, strict=True)):
-            if kept:
+        for i, (text, target) in enumerate(zip(inputs, targets, strict=True)):
+            other = next((key for key, values in filters.items() if values[i] != spec.where[key]), None)
+            if other is None:
                 rows.append(_Row(offset + i, part, text, target))
+                continue
+            notes["rows that data.where leaves out"] += 1
+            skipped.append(Skipped(offset + i, part, f"data.where: {other} is {filters[other][i]}"))
         offset += len(table)
     if not rows:
-        raise InputError(f"{name}: data.where leaves no row of {offset} ({spec.where})")
+        asked = ", ".join(f"{key}: {value}" for key, value in spec.where.items())
+        raise InputError(f"{name}: data.where ({asked}) leaves none of {offset} rows")
     return rows
 
 
@@ -192,6 +231,7 @@ def _readable(
     request: DataRequest,
     rows: list[_Row],
     parse: ParseTarget | None,
+    tokenizer: Tokenizer,
     name: str,
     skipped: list[Skipped],
     notes: Counter[str],
@@ -203,6 +243,7 @@ def _readable(
         try:
             cleaned = clean(row.raw)
             row.text = cleaned.text
+            row.ids = tokenizer.encode(row.text)
             if parse is not None:
                 row.target = parse(row.target_text.strip(), row.text)
         except ValueError as error:
@@ -224,27 +265,34 @@ def _readable(
     return good
 
 
-def _deduplicated(rows: list[_Row], skipped: list[Skipped], notes: Counter[str]) -> list[_Row]:
-    """One row per input; inputs whose rows contradict each other go altogether."""
-    same: dict[str, list[_Row]] = defaultdict(list)
+def _deduplicated(rows: list[_Row], skipped: list[Skipped], notes: Counter[str], *, within_parts: bool) -> list[_Row]:
+    """One row per input; inputs whose rows contradict each other go altogether.
+
+    Every row whose input stood in an earlier row counts as repeated; a contradictory input counts once more, for its
+    first row: the two counts add up to the rows that go. `within_parts` leaves what the publisher's parts share to
+    `_leaks`.
+    """
+    same: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
-        same[row.text].append(row)
+        same[row.part if within_parts else "", row.text].append(row)
     kept: list[_Row] = []
     for group in same.values():
+        notes["repeated rows, removed"] += len(group) - 1
         if len({repr(row.target) for row in group}) > 1:
             notes["inputs with contradictory labels, removed"] += 1
             skipped.extend(Skipped(r.row, r.part, "the same input has another label elsewhere") for r in group)
             continue
         kept.append(group[0])
-        notes["repeated rows, removed"] += len(group) - 1
         skipped.extend(Skipped(r.row, r.part, f"repeats row {group[0].row + 1}") for r in group[1:])
     return sorted(kept, key=lambda row: row.row)
 
 
-def _leaks(request: DataRequest, rows: list[_Row], skipped: list[Skipped], notes: Counter[str]) -> list[_Row]:
-    """Inputs that the publisher's test part shares with its training part."""
-    held_out = {row.text for row in rows if row.part == "test"}
-    shared = [row for row in rows if row.part != "test" and row.text in held_out]
+def _leaks(
+    request: DataRequest, rows: list[_Row], parts: Sequence[str], skipped: list[Skipped], notes: Counter[str]
+) -> list[_Row]:
+    """Inputs of the test part that are in another part as well; `parts` says where each row is."""
+    held_out = {row.text for row, part in zip(rows, parts, strict=True) if part == "test"}
+    shared = [row for row, part in zip(rows, parts, strict=True) if part != "test" and row.text in held_out]
     if not shared:
         return rows
     if request.recipe.data.leaked == "report":

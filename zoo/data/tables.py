@@ -42,7 +42,10 @@ def _read(path: Path, suffix: str, readers: Mapping[str, Ref]) -> pd.DataFrame:
     if suffix == ".parquet":
         raw = pd.read_parquet(path)
         return raw.astype(object).where(raw.notna(), "").astype(str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if suffix == ".tsv" else ",")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if suffix == ".tsv" else ",")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the surplus for row names and shift the rest
+        raise ValueError(f"rows have more fields than the {len(table.columns)} names of the header")
+    return table
 
 
 def column(table: pd.DataFrame, name: str, where: str) -> list[str]:
