@@ -39,8 +39,11 @@ class Job:
     left_out: tuple[tuple[Technique, str], ...] = ()
 
 
-def resolve(file: RecipeFile) -> Job:
-    """Look up every name of a recipe. Raises `InputError` with all that are wrong, each with file and line."""
+def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
+    """Look up every name of a recipe. Raises `InputError` with all that are wrong, each with file and line.
+
+    A finished run is of use without the file that it was trained on: `needs_data` false does not look for it.
+    """
     recipe = file.recipe
     problems: Problems = []
     domain = domains().get(recipe.domain)
@@ -53,7 +56,7 @@ def resolve(file: RecipeFile) -> Job:
         own = ", ".join(sorted(model.name for model in domain.models)) or "none"
         problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
     task = _task(recipe, card, domain, problems)
-    dataset = _data(recipe, card, domain, problems)
+    dataset = _data(recipe, card, domain, problems, needs_data=needs_data)
     problems += _checkpoint(recipe.checkpoint)
     problems += _gpu(recipe.budget.gpu)
     choices, left_out = _techniques(recipe, card, problems)
@@ -116,7 +119,9 @@ def _arguments(made: Any, name: str, given: Mapping[str, Any]) -> tuple[dict[str
 # ------------------------------------------------------------------------------------------------------ data
 
 
-def _data(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problems: Problems) -> DatasetCard | None:
+def _data(
+    recipe: Recipe, card: ModelCard | None, domain: Domain | None, problems: Problems, *, needs_data: bool
+) -> DatasetCard | None:
     data, dataset = recipe.data, None
     if data.source is not None:
         dataset = datasets().get(data.source)
@@ -126,7 +131,7 @@ def _data(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problem
         elif domain is not None and dataset.domain != domain.name:
             wrong = f"{dataset.name} is a dataset of {dataset.domain}, not of {domain.name}"
             problems.append((("data", "source"), wrong))
-    elif data.path is not None:
+    elif data.path is not None and needs_data:
         reason = _unreadable(data.path, domain)
         problems += [(("data", "path"), reason)] if reason else []
     method, key = data.split.method, ("data", "split", "method")

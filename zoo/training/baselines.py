@@ -10,9 +10,9 @@ from zoo.resolve import Job
 
 
 def floors(job: Job, data: Data) -> dict[str, dict[str, float]]:
-    """Test metrics by name: the best constant, and the domain's own floors. Empty for tasks without targets."""
+    """Test metrics by name: the best constant, and the domain's own floors. Empty without targets or test part."""
     task: Any = job.task
-    if not hasattr(task, "constant"):
+    if not hasattr(task, "constant") or not data.test:
         return {}
     found = {"constant": _score(job, data, task.constant(data))}
     train, test = _unique(data.train), _unique(data.test)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,24 +30,42 @@ def save_model(setup: Setup, folder: Path) -> None:
         partial.mkdir(parents=True)
         model: Any = setup.model
         if hasattr(model, "save_pretrained"):
-            model.save_pretrained(str(partial))
+            with _no_progress_bar():
+                model.save_pretrained(str(partial))
         else:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(partial / "model.safetensors"))
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(f"{folder} cannot be written: {error}") from error
 
 
-def load_model(job: Job, folder: Path, device: torch.device) -> nn.Module:
-    """The model that `save_model` wrote, ready to predict. `job.task` must know its head already (`restore`)."""
-    precision = [t for t in job.choices["precision"] if len(job.choices["precision"]) == 1]
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one for writing its files."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_model(job: Job, folder: Path, device: torch.device, *, precision: str) -> nn.Module:
+    """The model that `save_model` wrote, ready to predict, in the `precision` that the run's plan chose.
+
+    `job.task` must know its head already (`restore`).
+    """
+    techniques = [t for t in job.choices["precision"] if t.describe() == precision]
     if (folder / ADAPTER_FILE).is_file():
         import peft
 
         load = loader_of(job.card, job.recipe.checkpoint, job.recipe.train.seed)
-        base = build(job.card, job.task, precision, device, seed=job.recipe.train.seed, load=load).model
+        base = build(job.card, job.task, techniques, device, seed=job.recipe.train.seed, load=load).model
         model: nn.Module = peft.PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
         return model.eval()
 
@@ -54,7 +75,7 @@ def load_model(job: Job, folder: Path, device: torch.device) -> nn.Module:
         load_into(setup.model, read_state_dict(folder))
         initialise(setup.model, job.recipe.train.seed)  # buffers that files do not hold
 
-    return build(job.card, job.task, precision, device, load=from_folder).model.eval()
+    return build(job.card, job.task, techniques, device, load=from_folder).model.eval()
 
 
 def size_on_disk(setup: Setup) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from zoo.data.tables import read_table
 from zoo.errors import InputError
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, Split
 from zoo.recipe_file import RecipeFile
 from zoo.resolve import Job, resolve
 from zoo.training import inference
@@ -33,6 +33,7 @@ class Run:
     model: nn.Module
     device: torch.device
     folder: RunFolder
+    plan: dict[str, Any]
 
     @classmethod
     def open(cls, path: Path, *, progress: bool = False) -> Run:
@@ -46,15 +47,20 @@ class Run:
             raise InputError(f"{path}: this run did not finish; finish it with zoo train --resume --output {path}")
         resolved = json.loads(folder.resolved.read_text())
         recipe = Recipe.model_validate(resolved["recipe"])
-        job = resolve(RecipeFile(recipe, folder.recipe, folder.recipe.read_text(), tuple(resolved["overrides"])))
+        file = RecipeFile(recipe, folder.recipe, folder.recipe.read_text(), tuple(resolved["overrides"]))
+        job = resolve(file, needs_data=False)
         job.task.restore(resolved["task"])
+        plan = json.loads(folder.plan.read_text())["chosen"]
         device = training_device()
-        return cls(job, load_model(job, folder.model, device), device, folder)
+        model = load_model(job, folder.model, device, precision=plan["techniques"]["precision"])
+        return cls(job, model, device, folder, plan)
 
     def predict_table(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``."""
         examples, errors = self.job.task.read_inputs(self.job, self._fetch, table)
-        combined = self.job.task.combine(self._predict(examples), examples)
+        longest = max((self.job.task.length(e) for e in examples), default=0)
+        combined = self.job.task.combine(self._predict(examples, PREDICT_ROWS, longest), examples)
+        errors.update({row: "the prediction is not finite" for row, v in combined.items() if not inference.finite(v)})
         names = list(dict.fromkeys(name for values in combined.values() for name in values))
         taken = [name for name in [*names, "error"] if name in table.columns]
         if taken:
@@ -66,31 +72,36 @@ class Run:
         return out
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Metrics on the validation and test parts of the run's own data."""
+        """Metrics on the validation and test parts of the run's own data: the very numbers of its summary."""
         state = self.job.task.state()
         data = self.job.task.prepare(self.job, self._fetch)
         self.job.task.restore(state)
         parts = {part: data.part(part) for part in ("valid", "test") if data.part(part)}
+        # the batches of the run, so that not even rounding differs
+        rows, longest = int(self.plan["micro_batch_size"]), int(self.plan["tokens_per_row"])
         return {
-            part: inference.score(self.job.task, self._predict(examples), examples) for part, examples in parts.items()
+            part: inference.score(self.job.task, self._predict(examples, rows, longest), examples)
+            for part, examples in parts.items()
         }
 
     def evaluate_file(self, path: Path) -> dict[str, float]:
-        """Metrics on a file that has the target column too."""
-        data = self.job.recipe.data.model_copy(update={"source": None, "path": str(path)})
-        # every row is a test row; where the split would want groups or parts, a file of one's own has none
-        data = data.model_copy(update={"split": data.split.model_copy(update={"method": "random", "column": None})})
+        """Metrics on a file that has the target column too, the number of `rows` in them and of `rows_skipped`."""
+        # all rows are scored, repeated ones too, whatever split the recipe asks for
+        split = Split(method="random", fractions=(1.0, 0.0, 0.0))
+        changes = {"source": None, "path": str(path), "split": split, "duplicates": "keep"}
+        data = self.job.recipe.data.model_copy(update=changes)
         recipe = self.job.recipe.model_copy(update={"data": data})
         job = Job(self.job.file, recipe, self.job.domain, self.job.card, self.job.task, None, self.job.choices)
         state = self.job.task.state()
         prepared = self.job.task.prepare(job, self._fetch)
         self.job.task.restore(state)
-        examples = (*prepared.train, *prepared.valid, *prepared.test)
-        return inference.score(self.job.task, self._predict(examples), examples)
+        examples = prepared.train
+        longest = max(self.job.task.length(e) for e in examples)
+        metrics = inference.score(self.job.task, self._predict(examples, PREDICT_ROWS, longest), examples)
+        return {**metrics, "rows": len({e.row for e in examples}), "rows_skipped": len(prepared.skipped)}
 
-    def _predict(self, examples: Any) -> list[dict[str, Any]]:
-        longest = max((self.job.task.length(e) for e in examples), default=0)
-        return inference.predict(self.job.task, self.model, examples, self.device, rows=PREDICT_ROWS, longest=longest)
+    def _predict(self, examples: Any, rows: int, longest: int) -> list[dict[str, Any]]:
+        return inference.predict(self.job.task, self.model, examples, self.device, rows=rows, longest=longest)
 
     @property
     def _fetch(self) -> Fetch:
@@ -98,7 +109,12 @@ class Run:
 
 
 def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
-    """Predict every row of a file into a CSV. Returns how many rows there are and how many could not be read."""
+    """Predict every row of a file into a CSV. Returns how many rows there are and how many could not be read.
+
+    Raises `InputError` where the CSV would replace the file that is read.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"{target}: is the input itself; write the predictions to another file")
     table = read_table(source, run.job.domain.readers)
     out = run.predict_table(table)
     write_atomically(target, lambda partial: out.to_csv(partial, index=False))

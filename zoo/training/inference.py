@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from zoo.data.batches import evaluation_batches
 from zoo.domain import Task
+from zoo.errors import TrainingError
 
 
 @contextlib.contextmanager
@@ -39,8 +41,23 @@ def predict(
 
 
 def score(task: Task, predictions: Sequence[dict[str, Any]], examples: Sequence[Any]) -> dict[str, float]:
-    """The task's metrics, every row of the data counted once."""
+    """The task's metrics, every row of the data counted once.
+
+    Raises `TrainingError` for predictions that are not finite, of which no metric makes sense.
+    """
     combined = task.combine(predictions, examples)
+    broken = [row for row, values in combined.items() if not finite(values)]
+    if broken:
+        raise TrainingError(
+            f"the model's predictions are not finite for {len(broken)} of {len(combined)} rows "
+            f"(data rows {sorted(row + 1 for row in broken)[:8]}); "
+            "train with a lower learning rate, a longer warm-up, max_grad_norm or precision: fp32"
+        )
     targets = task.targets(examples)
     rows = list(combined)
     return task.metrics([combined[row] for row in rows], [targets[row] for row in rows])
+
+
+def finite(values: Mapping[str, Any]) -> bool:
+    """Whether every number of one prediction is finite."""
+    return all(math.isfinite(value) for value in values.values() if isinstance(value, float))

@@ -13,7 +13,7 @@ from typing import Any
 from zoo.data.batches import Batches
 from zoo.data.prepare import Data
 from zoo.domain import Batch, Task
-from zoo.errors import Interrupted, TrainingError
+from zoo.errors import InputError, Interrupted, TrainingError
 from zoo.planner import Plan
 from zoo.recipe import Train
 from zoo.step import Setup, no_phase, train_step
@@ -49,13 +49,17 @@ class Loop:
         self.longest = max(lengths)
         self._saved_step = self.progress.step
         self._writer: Any = None
+        if self.train.early_stopping is not None and not self.data.valid:
+            raise InputError(
+                f"train.early_stopping: {self.train.early_stopping} needs a validation part to look at, and the split "
+                f"{self.data.split} has none; give data.split.fractions a second number above 0"
+            )
 
     def run(self) -> state.Progress:
         """Train to the end. Raises `Interrupted` after Ctrl-C and `TrainingError` for a loss that is not finite."""
+        self._cut_log()
         if self.progress.step == 0:
             self._save()
-        else:
-            self._cut_log()
         self.watcher.started(self.steps, self.progress.step)
         started = time.perf_counter() - self.progress.seconds
         with _ctrl_c() as interrupted, self._tensorboard():
@@ -67,6 +71,7 @@ class Loop:
                     self.watcher.stopped(f"no improvement in {self.train.early_stopping} evaluations")
                     break
                 if interrupted:
+                    self._check_weights()
                     self._save()
                     raise Interrupted(
                         f"stopped after step {self.progress.step} of {self.steps}; the state is saved: "
@@ -79,7 +84,9 @@ class Loop:
 
     def _remaining(self) -> Iterator[tuple[int, list[list[int]]]]:
         step = self.progress.step
-        while step < self.steps and not self.progress.finished:
+        if self._out_of_patience():  # it was killed just after deciding to stop
+            return
+        while step < self.steps:
             epoch, first = divmod(step, len(self.batches))
             for rows in self.batches.epoch(epoch)[first:]:
                 if step >= self.steps:
@@ -94,23 +101,36 @@ class Loop:
             group["lr"] = rate
         result = train_step(self.setup, self._collate(step, micro_rows))
         loss = float(result.loss)
-        if not math.isfinite(loss):
-            rows = sorted({self.data.train[i].row + 1 for members in micro_rows for i in members})
-            raise TrainingError(
-                f"the loss is {loss} at step {step + 1} (learning rate {rate:.3g}, data rows {rows[:8]}"
-                f"{' ...' if len(rows) > 8 else ''}); the last good checkpoint is {self.folder.checkpoint} "
-                f"(step {self._saved_step}); "
-                "try a lower learning rate, a longer warm-up, max_grad_norm or precision: fp32"
-            )
+        norm = None if result.grad_norm is None else float(result.grad_norm)
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if value is not None and not math.isfinite(value):
+                rows = sorted({self.data.train[i].row + 1 for members in micro_rows for i in members})
+                some = f"data rows {rows[:8]}{' ...' if len(rows) > 8 else ''}"
+                raise self._diverged(f"the {what} is {value} at step {step + 1} (learning rate {rate:.3g}, {some})")
         self.progress.step = step + 1
         rows_seen = sum(len(members) for members in micro_rows)
         entry = {"step": step + 1, "loss": loss, "learning_rate": rate, "rows": rows_seen}
-        if result.grad_norm is not None:
-            entry["grad_norm"] = float(result.grad_norm)
+        if norm is not None:
+            entry["grad_norm"] = norm
         self._log(entry)
         self.watcher.stepped(step + 1, loss, rows_seen)
         if self.progress.step == min(MEASURED_STEPS, self.steps):
             self._stop_meter()
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what}; the last good checkpoint is {self.folder.checkpoint} (step {self._saved_step}); "
+            "try a lower learning rate, a longer warm-up, max_grad_norm or precision: fp32"
+        )
+
+    def _check_weights(self) -> None:
+        """A finite loss can still have a gradient that is not: what is saved must be good."""
+        broken = [name for name, p in self.setup.trainable().items() if not bool(p.detach().isfinite().all())]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise self._diverged(
+                f"weights are not finite after step {self.progress.step}: {', '.join(broken[:3])}{more}"
+            )
 
     def _collate(self, step: int, micro_rows: list[list[int]]) -> list[Batch]:
         epoch = step // len(self.batches)
@@ -126,6 +146,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """Validate, keep the best model, save. Returns whether to stop early."""
+        self._check_weights()
         improved = True
         if self.data.valid:
             predictions = inference.predict(
@@ -135,10 +156,10 @@ class Loop:
             metrics = inference.score(self.task, predictions, self.data.valid)
             value, best = metrics[self.task.monitor], self.progress.best_metric
             sign = -1 if self.task.lower_is_better else 1
-            improved = math.isfinite(value) and (best is None or sign * value > sign * best)
+            improved = best is None or (math.isfinite(value) and sign * value > sign * best)
             self._log({"step": self.progress.step, "split": self.data.split, "valid": metrics})
             self.watcher.evaluated(self.progress.step, metrics, improved)
-            if improved:
+            if improved and math.isfinite(value):
                 self.progress.best_metric = value
         if improved:
             self.progress.best_step = self.progress.step
@@ -147,6 +168,9 @@ class Loop:
         else:
             self.progress.evaluations_without_improvement += 1
         self._save()
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
         patience = self.train.early_stopping
         return patience is not None and self.progress.evaluations_without_improvement >= patience
 
@@ -173,12 +197,12 @@ class Loop:
         """Forget what was logged after the checkpoint: those steps run again."""
         if self.folder.log.exists():
             with self.folder.log.open("r+b") as log:
-                log.truncate(self.progress.log_bytes)
+                log.truncate(min(self.progress.log_bytes, self.folder.log.stat().st_size))
 
     def _tensorboard(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self._writer = SummaryWriter(str(self.folder.tensorboard), purge_step=self.progress.step)
+        self._writer = SummaryWriter(str(self.folder.tensorboard), purge_step=self.progress.step + 1)
         return self._writer
 
 

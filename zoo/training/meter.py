@@ -33,6 +33,7 @@ class CpuMeter:
     """Peaks by phase from the profiler's memory events."""
 
     def __init__(self) -> None:
+        self._peaks: dict[str, int] | None = None
         self._profile = profile(profile_memory=True)
         with _quiet():
             self._profile.__enter__()  # type: ignore[no-untyped-call]
@@ -43,7 +44,9 @@ class CpuMeter:
             yield
 
     def stop(self) -> dict[str, int]:
-        """Most bytes alive in each phase since the start."""
+        """Most bytes alive in each phase since the start. Stopping again gives the same numbers."""
+        if self._peaks is not None:
+            return self._peaks
         with _quiet():
             self._profile.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         changes: list[tuple[int, int]] = []
@@ -62,7 +65,8 @@ class CpuMeter:
         for start, end, name in phases:
             first, last = np.searchsorted(times, [start, end])
             peaks[name] = max(peaks[name], int(alive[first : last + 1].max()))
-        return dict(peaks)
+        self._peaks = dict(peaks)
+        return self._peaks
 
 
 @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ import torch
 
 from zoo.card import Source
 from zoo.data.prepare import Data
-from zoo.errors import DoesNotFit, TrainingError
+from zoo.errors import DoesNotFit, InputError
+from zoo.memory.scaling import Estimate
 from zoo.planner import Decision, Plan, Workload, decide, limits_of, survey
 from zoo.resolve import Job
 from zoo.step import Setup, build, describe
@@ -20,11 +24,12 @@ from zoo.training.baselines import floors
 from zoo.training.export import save_model, size_on_disk
 from zoo.training.files import RunFolder, environment, write_json, write_table, write_text
 from zoo.training.loop import Loop
-from zoo.training.meter import meter_for, with_peak
+from zoo.training.meter import Meter, meter_for, with_peak
 from zoo.training.values import loader_of
 from zoo.training.watcher import Watcher
 from zoo.units import format_bytes
 from zoo.weights import fetch, is_local
+from zoo.weights.cache import sha256_of
 
 Fetch = Callable[[Source], Path]
 
@@ -76,34 +81,34 @@ def train(
     get = fetcher(progress=progress)
     workload, data = survey(job, get, local=True)
     assert data is not None
-    decision = decide(job, workload, limits_of(job.recipe.budget))
+    resolved = _resolved(job)
+    _check_same(folder, resolved)
+    decision = _as_started(folder, decide(job, workload, limits_of(job.recipe.budget)))
     if not decision.fits:
         raise DoesNotFit("; ".join(decision.reasons) + f"; it would use {_named(decision.chosen)}")
     if on_plan is not None:
         on_plan(decision, data)
-    _describe(folder, job, decision, data)
-    device = training_device()
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(job.recipe.train.seed)
-    meter = meter_for(device)
-    setup = build_for(job, decision.chosen, device, progress=progress)
-    folder.prepare(resume=True, needed_bytes=size_on_disk(setup))
-    setup.phase = meter.phase
-    done = state.Progress()
-    if resume and folder.checkpoint.exists():
-        done = state.restore(folder.checkpoint, setup)
-    loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, meter, watcher, done)
-    unadapted: dict[str, dict[str, float]] = {}
-    if with_baselines and job.task.head.kind == "masked_lm" and done.step == 0:
-        unadapted["unadapted"] = _test(setup, job, data, decision.chosen, loop.longest)[0]["test"]
-    if done.measured:
-        meter.stop()
-        loop.meter = None
-    done = loop.run()
-    tensors = torch.load(folder.best, map_location=device, weights_only=True)
-    state.restore_tensors(setup, tensors, folder.best)
-    save_model(setup, folder.model)
-    metrics, table = _test(setup, job, data, decision.chosen, loop.longest)
+    with _deterministic(job.recipe.train.seed), _metered(training_device()) as (device, meter):
+        setup = build_for(job, decision.chosen, device, progress=progress)
+        folder.prepare(resume=resume, needed_bytes=size_on_disk(setup))
+        _describe(folder, job, resolved, decision, data)
+        setup.phase = meter.phase
+        before = state.progress_in(folder.checkpoint) if resume and folder.checkpoint.exists() else state.Progress()
+        longest = decision.chosen.tokens
+        unadapted: dict[str, dict[str, float]] = {}
+        if with_baselines and job.task.head.kind == "masked_lm" and data.test:
+            unadapted["unadapted"] = _test(setup, job, data, decision.chosen, longest)[0]["test"]
+        done = state.Progress()
+        if before.measured:  # else it stopped in its first steps, which are run again: they are the measured ones
+            done = state.restore(folder.checkpoint, setup)
+            meter.stop()
+        left = None if before.measured else meter
+        loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, left, watcher, done)
+        done = loop.run()
+        tensors = torch.load(folder.best, map_location=device, weights_only=True)
+        state.restore_tensors(setup, tensors, folder.best)
+        save_model(setup, folder.model)
+        metrics, table = _test(setup, job, data, decision.chosen, longest)
     _write_predictions(folder, table)
     summary: dict[str, Any] = {
         "name": job.recipe.name,
@@ -111,7 +116,7 @@ def train(
         "checkpoint": job.recipe.checkpoint,
         "task": job.recipe.task_name,
         "split": data.split,
-        "rows": {part: len(data.part(part)) for part in ("train", "valid", "test")},
+        "rows": {part: len({e.row for e in data.part(part)}) for part in ("train", "valid", "test")},
         "data_notes": data.notes,
         "techniques": dict(describe(decision.chosen.techniques)),
         "micro_batch_size": decision.chosen.micro_batch_size,
@@ -131,8 +136,9 @@ def train(
         summary["baselines"] = {**floors(job, data), **unadapted}
         if job.recipe.checkpoint != "random":
             other = replace(job, recipe=job.recipe.model_copy(update={"checkpoint": "random"}))
-            again = train(other, output=folder.path / "random_initialisation", resume=False, watcher=watcher)
-            summary["baselines"]["random_initialisation"] = again.summary["metrics"]["test"]
+            beside = RunFolder(folder.path / "random_initialisation")
+            again = train(other, output=beside.path, resume=beside.resolved.exists(), watcher=watcher)
+            summary["baselines"]["random_initialisation"] = again.summary["metrics"].get("test", {})
     write_json(folder.summary, summary)
     return Finished(folder, summary)
 
@@ -154,24 +160,91 @@ def _named(chosen: Plan) -> str:
     return f"{names}, {batch}, {format_bytes(chosen.peak_bytes)}"
 
 
-def _describe(folder: RunFolder, job: Job, decision: Decision, data: Data) -> None:
-    """Write what the run is before it starts; a resumed run must be the same one."""
-    resolved = {
+@contextlib.contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """The same numbers on every run: algorithms that are, and random ones from `seed` on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not, and torch refuses it
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def _metered(device: torch.device) -> Iterator[tuple[torch.device, Meter]]:
+    """A meter that has stopped when the run ends, however it ends: the next one could not start otherwise."""
+    meter = meter_for(device)
+    try:
+        yield device, meter
+    finally:
+        meter.stop()
+
+
+def _resolved(job: Job) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    path = job.recipe.data.path
+    return {
         "recipe": job.recipe.model_dump(mode="json"),
         "overrides": list(job.file.overrides),
         "task": job.task.state(),
+        "data_sha256": None if path is None else sha256_of(Path(path)),
     }
-    if folder.resolved.exists():
-        import json
 
-        before = json.loads(folder.resolved.read_text())
-        if before != json.loads(json.dumps(resolved)):
-            raise TrainingError(
-                f"{folder.path}: the recipe differs from the one that started this run ({folder.resolved}); "
-                "resume with the same recipe and overrides, or start in another --output"
-            )
+
+def _check_same(folder: RunFolder, resolved: dict[str, Any]) -> None:
+    """A resumed run must be the one that was started. Raises `InputError` naming what differs."""
+    if not folder.resolved.exists():
+        return
+    before, now = json.loads(folder.resolved.read_text()), json.loads(json.dumps(resolved))
+    if before["recipe"] == now["recipe"] and before != now:
+        raise InputError(
+            f"{folder.path}: the data is not what this run was started with ({now['recipe']['data']['path']} "
+            "has changed); put it back, or start in another --output"
+        )
+    changed = sorted(_changed(before["recipe"], now["recipe"]))
+    if changed:
+        raise InputError(
+            f"{folder.path}: the recipe differs from the one that this run was started with in {', '.join(changed)}; "
+            "resume with the same recipe and overrides, or start in another --output"
+        )
+
+
+def _changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before.keys() | now.keys():
+            yield from _changed(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key
+
+
+def _as_started(folder: RunFolder, decision: Decision) -> Decision:
+    """A resumed run keeps the plan that it was started with, however much memory this machine has free now."""
+    if not (folder.resolved.exists() and folder.plan.exists()):
+        return decision
+    started = json.loads(folder.plan.read_text())["chosen"]
+    if started == json.loads(json.dumps(decision.chosen.to_json())):
+        return decision
+    for plan in decision.considered:
+        own = plan.to_json()
+        if all(own[key] == started[key] for key in ("techniques", "micro_batch_size", "tokens_per_row")):
+            estimate = Estimate(started["peak_by_phase"], started["peak_by_category"], started["step_seconds"])
+            kept = replace(plan, estimate=estimate, host_bytes=started["host_bytes"])
+            if (reason := decision.limits.why_not(kept)) is not None:
+                raise DoesNotFit(f"{folder.path}: the plan that this run was started with ({_named(kept)}) {reason}")
+            return replace(decision, chosen=kept, fits=True, reasons=("the plan that this run was started with",))
+    raise InputError(
+        f"{folder.plan}: the plan that this run was started with is not one that its recipe allows now; "
+        "start in another --output"
+    )
+
+
+def _describe(folder: RunFolder, job: Job, resolved: dict[str, Any], decision: Decision, data: Data) -> None:
+    """Write what the run is before it starts; `resolved` last, which makes the folder a run's."""
     write_text(folder.recipe, job.file.text)
-    write_json(folder.resolved, resolved)
     write_json(folder.plan, decision.to_json())
     write_json(folder.environment, environment())
     if data.skipped:
@@ -179,6 +252,7 @@ def _describe(folder: RunFolder, job: Job, decision: Decision, data: Data) -> No
             folder.skipped, ["row", "part", "reason"],
             ({"row": s.row + 1, "part": s.part, "reason": s.reason} for s in data.skipped),
         )  # fmt: skip
+    write_json(folder.resolved, resolved)
 
 
 def _test(

@@ -56,6 +56,12 @@ def save_tensors(path: Path, setup: Setup) -> None:
     write_atomically(path, lambda partial: torch.save(trained_tensors(setup), partial))
 
 
+def progress_in(path: Path) -> Progress:
+    """Where the run was when the checkpoint at `path` was written."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return Progress(**content["progress"])
+
+
 def restore(path: Path, setup: Setup) -> Progress:
     """Bring `setup` and the random state to where `save` left them. Raises `WeightsError` if the model is another."""
     assert setup.optimizer is not None
