@@ -1,0 +1,96 @@
+"""Tiny recipes on a real model (Sapiens-VH, 0.6 M parameters): peptides whose charge is to be told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zoo.recipe_file import read_recipe
+from zoo.resolve import Job, resolve
+
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def peptides(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Different peptides of 6 to 16 residues with a label and a number that their composition decides."""
+    draw = random.Random(seed)
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < count:
+        basic = len(found) % 2 == 0
+        sequence = "".join(draw.choice("KRKRAG" if basic else "DEDEAG") for _ in range(draw.randint(6, 16)))
+        charge = sum(sequence.count(r) for r in "KR") - sum(sequence.count(r) for r in "DE")
+        found[sequence] = {"sequence": sequence, "label": "basic" if basic else "acidic", "charge": charge}
+    return list(found.values())
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    names = list(rows[0])
+    path.write_text("\n".join([",".join(names), *(",".join(str(row[n]) for n in names) for row in rows)]) + "\n")
+    return path
+
+
+def merge(into: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` by dotted key; None removes a key."""
+    for dotted, value in changes.items():
+        section, *rest = dotted.split(".", 1)
+        if rest:
+            into[section] = merge(dict(into.get(section) or {}), {rest[0]: value})
+        elif value is None:
+            into.pop(section, None)
+        else:
+            into[section] = value
+    return into
+
+
+class Recipes:
+    """Writes recipes to a folder; keys are changed by dotted name, None removes one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def csv(self, rows: list[dict[str, Any]] | None = None, name: str = "peptides.csv") -> Path:
+        return write_csv(self.folder / name, peptides(24) if rows is None else rows)
+
+    def write(self, changes: dict[str, Any] | None = None, name: str = "tiny", path: Path | None = None) -> Path:
+        """Classification in fp32 with all parameters trained (dropout on), 6 steps of 8 of 24 peptides."""
+        recipe: dict[str, Any] = {
+            "name": name,
+            "domain": "biology",
+            "model": "sapiens_vh",
+            "task": "sequence_classification",
+            "data": {
+                "path": str(path or self.csv()),
+                "columns": {"input": "sequence", "target": "label"},
+                "split": {"method": "random", "fractions": [0.7, 0.15, 0.15], "seed": 1},
+            },
+            "budget": {"device": "2GiB"},
+            "techniques": {"precision": "fp32", "adapter": "full", "checkpointing": "none"},
+            "train": {"max_steps": 6, "global_batch_size": 8, "learning_rate": 1e-3, "warmup": 0.1, "seed": 3},
+            "output": str(self.folder / "run"),
+        }
+        target = self.folder / f"{name}.yaml"
+        target.write_text(yaml.safe_dump(merge(recipe, changes or {}), sort_keys=False))
+        return target
+
+    def job(self, changes: dict[str, Any] | None = None, path: Path | None = None) -> Job:
+        return resolve(read_recipe(self.write(changes, path=path)))
+
+
+REGRESSION: dict[str, Any] = {"task": "sequence_regression", "data.columns.target": "charge"}
+MASKED: dict[str, Any] = {"task": "masked_language_modelling", "data.columns": {"input": "sequence"}}
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Recipes:
+    return Recipes(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def session_recipes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipes]:
+    """Recipes in a folder that lives as long as the session, for runs that several tests look at."""
+    return lambda name: Recipes(tmp_path_factory.mktemp(name))
