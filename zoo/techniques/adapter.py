@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -28,7 +29,7 @@ class Full(Technique):
 
 
 class HeadOnly(Technique):
-    """Freeze the pretrained trunk and train the modules of role ``head``."""
+    """Freeze the pretrained trunk and train the modules of role ``head``, except what they share with the trunk."""
 
     key = "adapter"
     name = "head"
@@ -37,10 +38,13 @@ class HeadOnly(Technique):
     exactness = "changes-model"
 
     def apply(self, setup: Setup) -> None:
-        heads = setup.modules_of("head")
+        heads = tuple(f"{name}." for name in setup.modules_of("head"))
         setup.model.requires_grad_(False)
-        for module in heads.values():
-            module.requires_grad_(True)
+        # An output layer tied to the input embedding is the trunk's: training it would train the trunk.
+        named = list(setup.base.named_parameters(remove_duplicate=False))
+        trunk = {p for name, p in named if not name.startswith(heads)}
+        for p in (p for name, p in named if name.startswith(heads) and p not in trunk):
+            p.requires_grad_(True)
 
 
 class LoRA(Technique):
@@ -82,11 +86,24 @@ class LoRA(Technique):
         # Adapters are made without storage and then like every other tensor, so that both worlds do the same.
         with storage_free():
             wrapped = peft.get_peft_model(setup.model, config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+            for module in wrapped.modules():
+                if isinstance(module, peft.tuners.lora.LoraLayer):  # PEFT leaves what it makes without storage in fp32
+                    for layers in (module.lora_A, module.lora_B):
+                        layers.to(module.get_base_layer().weight.dtype)
+        for module in wrapped.modules():
+            if isinstance(module, peft.utils.ModulesToSaveWrapper):  # trains a copy, of the same published values
+                copies = module.modules_to_save["default"].parameters()
+                for old, new in zip(module.original_module.parameters(), copies, strict=True):
+                    if old in setup.reference:
+                        setup.reference[new] = setup.reference[old]
         setup.model = wrapped
         materialise(wrapped, setup.device)
-        for module in wrapped.modules():
-            if isinstance(module, peft.tuners.lora.LoraLayer):
-                module.reset_lora_parameters("default", init_lora_weights=True)
+        # First values come from the seed alone, as those of the head do, whatever was drawn before.
+        with torch.random.fork_rng([setup.device] if setup.device.type == "cuda" else []):
+            torch.manual_seed(setup.seed)
+            for module in wrapped.modules():
+                if isinstance(module, peft.tuners.lora.LoraLayer):
+                    module.reset_lora_parameters("default", init_lora_weights=True)
 
 
 def _outermost(modules: dict[str, nn.Module]) -> list[str]:

@@ -32,7 +32,9 @@ class FP32(Technique):
 class BF16(Technique):
     """Parameters and activations in bfloat16; the optimizer keeps fp32 master weights and states.
 
-    The layout of Megatron and DeepSpeed. Modules that the card lists as `fp32_modules` stay in fp32.
+    The layout of Megatron and DeepSpeed. Modules that the card lists as `fp32_modules` stay in fp32. `tolerance`, four
+    times the unit roundoff, bounds the relative error of the losses and of all weights together in three steps at the
+    default learning rate; single gradients are rounded more coarsely.
     """
 
     key = "precision"
