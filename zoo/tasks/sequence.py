@@ -132,7 +132,7 @@ class SequenceTask(ABC):
 
 
 def logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the model's head says, in fp32, whether it returns a tensor or an object with ``logits``."""
+    """What the model's head says, in fp32 at least, whether it returns a tensor or an object with ``logits``."""
     out = model(**inputs)
     raw: torch.Tensor = getattr(out, "logits", out)
-    return raw.float()
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
