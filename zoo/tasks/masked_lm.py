@@ -94,5 +94,5 @@ class MaskedLanguageModelling(SequenceTask):
         mean = sum(p["masked_log_likelihood"] for p in predictions) / tokens
         return {
             "masked_accuracy": sum(p["masked_correct"] for p in predictions) / tokens,
-            "masked_perplexity": math.exp(-mean),
+            "masked_perplexity": math.exp(-mean) if mean > -700 else math.inf,  # beyond what a float holds
         }
