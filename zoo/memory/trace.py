@@ -1,8 +1,9 @@
 """Running code on tensors without storage, under a ledger.
 
-Two worlds without storage are used. *Fake CPU tensors* choose the very kernels that the CPU runs, so their ledger
-equals a real run to the byte; they confirm a plan. *meta tensors* cost half as much to run and are used to search;
-the few places where the CPU's choice of kernel differs are bridged here, each with its source.
+Three worlds without storage are used. *Fake CPU tensors* choose the very kernels that the CPU runs, so their ledger
+equals a real run to the byte; they confirm a plan for the CPU. *meta tensors* cost half as much to run and are used to
+search; the few places where the CPU's choice of kernel differs are bridged here, each with its source. In the world
+*accelerator* meta tensors stand for those of a GPU, with what differs there (see `zoo.memory.accelerator`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import contextlib
 import gc
 import importlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
 from unittest import mock
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.domain import Batch
+from zoo.memory import accelerator
+from zoo.memory.accelerator import Kind
+from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.ledger import Ledger, Record
-from zoo.step import Setup, train_step
+from zoo.step import Phase, Setup, train_step
 
-World = Literal["fake", "meta"]
+World = Literal["fake", "meta", "accelerator"]
+
+Built = TypeVar("Built")
 
 
 _plain_attention = F.scaled_dot_product_attention
@@ -62,16 +69,64 @@ def _fused_optimizers_on_meta() -> Iterator[None]:
         yield
 
 
+class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
+    """A ledger that also counts what an accelerator's kernels allocate for themselves."""
+
+    def __init__(self, kind: Kind, *, count_costs: bool) -> None:
+        super().__init__(count_costs=count_costs, memoise=True)
+        self._kind = kind
+        self._threads: set[bool] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket in accelerator.PRODUCTS and args[0].device.type == "meta":
+            accelerator.refuse_autocast()
+            # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
+            backward = torch._C._current_graph_task_id() != -1
+            if backward not in self._threads:
+                self._threads.add(backward)
+                self.record.events.append(self._new(self._kind.workspace_bytes, "workspace"))
+        passing = [
+            self._new(size, "temporaries") for size in accelerator.temporaries(self._kind, func, args, out) if size
+        ]
+        self.record.events += [*passing, *(-event for event in passing)]
+        return out
+
+    def _new(self, size: int, label: str) -> int:
+        """The event with which a storage of no tensor comes alive."""
+        index = len(self.record.sizes)
+        self.record.sizes.append(size)
+        self.record.devices.append("meta")
+        self.record.labels[index] = label
+        return index + 1
+
+    def empty_cache(self) -> None:
+        self.record.events.append(EMPTY_CACHE)
+
+
 @contextlib.contextmanager
-def without_storage(world: World, *, count_costs: bool = False) -> Iterator[tuple[torch.device, Ledger]]:
-    """Enter a world without storage. Yields the device to build on and the ledger that watches."""
-    ledger = Ledger(count_costs=count_costs, memoise=world == "meta")
+def without_storage(
+    world: World, *, count_costs: bool = False, kind: Kind | None = None
+) -> Iterator[tuple[torch.device, Ledger]]:
+    """Enter a world without storage. Yields the device to build on and the ledger that watches.
+
+    `kind` says which accelerator ``meta`` stands for in the world ``accelerator``.
+    """
     with contextlib.ExitStack() as stack:
-        if world == "fake":
-            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        else:
+        ledger: Ledger
+        if world == "accelerator":
+            kind = kind or Kind()
+            ledger = watching = _AcceleratorLedger(kind, count_costs=count_costs)
+            stack.enter_context(accelerator.semantics(kind))
+            stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", watching.empty_cache))
+            stack.enter_context(mock.patch.object(torch.cuda, "synchronize"))
+        elif world == "meta":
+            ledger = Ledger(count_costs=count_costs, memoise=True)
             stack.enter_context(_fused_optimizers_on_meta())
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
+        else:
+            ledger = Ledger(count_costs=count_costs)
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(ledger)
         stack.enter_context(_no_garbage_collection())
         yield torch.device("cpu" if world == "fake" else "meta"), ledger
@@ -84,31 +139,63 @@ def trace(
     *,
     steps: int = 2,
     count_costs: bool = False,
+    kind: Kind | None = None,
 ) -> Record:
     """What `steps` training steps allocate. The phases are those of `train_step`.
 
     With ``steps=1`` the optimizer's states are made first, by a step on empty gradients, so that the one full step
-    is a step as all but the first are.
+    is a step as all but the first are. `kind` is the accelerator's in the world ``accelerator``.
     """
-    with without_storage(world, count_costs=count_costs) as (device, ledger):
-        setup = build(device)
-        ledger.label("parameters", setup.model.parameters())
-        ledger.label("buffers", setup.model.buffers())
-        if steps == 1:
-            _make_states(setup)
-        ledger.relabel_alive("other", "optimizer")
-        setup.phase = ledger.phase
-        for _ in range(steps):
+    with without_storage(world, count_costs=count_costs, kind=kind) as (device, ledger):
+
+        def ready(device: torch.device) -> Setup:
+            setup = build(device)
+            ledger.label("parameters", setup.model.parameters())
+            ledger.label("buffers", setup.model.buffers())
+            if steps == 1:
+                _make_states(setup)
+            return setup
+
+        def step(setup: Setup, phase: Phase) -> None:
+            setup.phase = phase
             with torch.device(device):
                 micro_batches = batch(setup)
             for micro in micro_batches:
                 ledger.label("batch", [*micro.inputs.values(), micro.targets])
-            with _label_gradients(setup, ledger):
-                train_step(setup, micro_batches)
-            ledger.relabel_alive("temporaries", "optimizer")
-            del micro_batches
-        ledger.close()
+            train_step(setup, micro_batches)
+
+        follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
     return ledger.record
+
+
+def follow(
+    ledger: Ledger,
+    device: torch.device,
+    build: Callable[[torch.device], Built],
+    step: Callable[[Built, Phase], object],
+    modules: Callable[[Built], Iterable[nn.Module]],
+    *,
+    steps: int,
+) -> None:
+    """Build and take `steps` steps under an entered ledger, giving what comes alive its category."""
+    built = build(device)
+    for module in modules(built):
+        ledger.label("parameters", module.parameters())
+        ledger.label("buffers", module.buffers())
+    ledger.relabel_alive("other", "optimizer")
+
+    @contextlib.contextmanager
+    def phase(name: str) -> Iterator[None]:
+        with ledger.phase(name):
+            yield
+            if name == "backward":  # what a backward pass leaves in .grad gets its name as soon as the pass ends
+                parameters = (p for module in modules(built) for p in module.parameters())
+                ledger.label("gradients", (p.grad for p in parameters if p.requires_grad and p.grad is not None))
+
+    for _ in range(steps):
+        step(built, phase)
+        ledger.relabel_alive("temporaries", "optimizer")
+    ledger.close()
 
 
 @contextlib.contextmanager
@@ -130,22 +217,3 @@ def _make_states(setup: Setup) -> None:
         parameter.grad = torch.empty_like(parameter)
     setup.optimizer.step()
     setup.optimizer.zero_grad(set_to_none=True)
-
-
-@contextlib.contextmanager
-def _label_gradients(setup: Setup, ledger: Ledger) -> Iterator[None]:
-    """Call what a backward pass leaves in ``.grad`` by its name, as soon as the pass ends."""
-    plain = setup.phase
-
-    @contextlib.contextmanager
-    def watched(name: str) -> Iterator[None]:
-        with plain(name):
-            yield
-            if name == "backward":
-                ledger.label("gradients", (p.grad for p in setup.trainable().values() if p.grad is not None))
-
-    setup.phase = watched
-    try:
-        yield
-    finally:
-        setup.phase = plain
