@@ -7,6 +7,7 @@ meter on is in them. On CUDA: the caching allocator's own peak. Both give the mo
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections import defaultdict
@@ -34,6 +35,7 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self._peaks: dict[str, int] | None = None
+        gc.collect()  # what dies of earlier work while the meter runs would be counted as freed here
         self._profile = profile(profile_memory=True)
         with _quiet():
             self._profile.__enter__()  # type: ignore[no-untyped-call]
