@@ -17,7 +17,7 @@ from zoo.errors import TrainingError
 from zoo.resolve import Job
 from zoo.step import Setup, build
 from zoo.training.values import loader_of
-from zoo.weights import load_into, read_state_dict
+from zoo.weights import initialise_and_load, read_state_dict
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -70,10 +70,7 @@ def load_model(job: Job, folder: Path, device: torch.device, *, precision: str) 
         return model.eval()
 
     def from_folder(setup: Setup) -> None:
-        from zoo.weights import initialise
-
-        load_into(setup.model, read_state_dict(folder))
-        initialise(setup.model, job.recipe.train.seed)  # buffers that files do not hold
+        initialise_and_load(setup.model, read_state_dict(folder), job.recipe.train.seed)  # also what files do not hold
 
     return build(job.card, job.task, techniques, device, load=from_folder).model.eval()
 
