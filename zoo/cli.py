@@ -44,6 +44,14 @@ def main() -> None:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        from zoo.domain import extra_that_brings
+
+        extra = extra_that_brings(error.name or "")
+        if extra is None:
+            raise
+        print(f"error: {error.name} is not installed; get it with: pip install '{extra}'", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output has gone
         sys.exit(1)
 

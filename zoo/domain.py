@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -210,6 +211,17 @@ def domains() -> Mapping[str, Domain]:
             raise InputError(f'domain "{entry.name}" ({entry.value}) is not a zoo.domain.Domain of that name')
         found[domain.name] = domain
     return found
+
+
+def extra_that_brings(module: str) -> str | None:
+    """``science-zoo[chemistry]`` for ``rdkit``: the extra, of whichever package of domains or techniques, or None."""
+    for group in ("zoo.domains", "zoo.techniques"):
+        for entry in entry_points(group=group):
+            for requirement in (entry.dist.requires or []) if entry.dist else []:
+                match = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w.-]+)['\"]", requirement)
+                if entry.dist and match and re.sub(r"[-_.]+", "_", match[1]).lower() == module.lower():
+                    return f"{entry.dist.name}[{match[2]}]"
+    return None
 
 
 @functools.cache
