@@ -190,7 +190,7 @@ def test_probabilities_of_windows_are_averaged_before_the_class_is_picked() -> N
 def test_one_class_is_not_enough() -> None:
     with pytest.raises(InputError) as error:
         ready(SequenceClassification(), (example("A", 0, "x"),))
-    assert str(error.value) == "sequence_classification: the training part has one class only: x"
+    assert str(error.value) == "sequence_classification: the training part has fewer than two classes: x"
 
 
 def test_labels_that_training_does_not_have_are_named() -> None:

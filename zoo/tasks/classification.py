@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,25 +14,15 @@ from torch import nn
 from zoo.card import ModelCard
 from zoo.data.prepare import Data, Example
 from zoo.domain import Batch, Head
-from zoo.errors import InputError
-from zoo.tasks.sequence import SequenceTask, logits
+from zoo.tasks.labels import LabelTask
+from zoo.tasks.sequence import logits
 
 
-class SequenceClassification(SequenceTask):
-    """Cross-entropy over the classes of the training part, in sorted order.
-
-    `classes` may be given, so that a plan without data knows how many there are.
-    """
+class SequenceClassification(LabelTask):
+    """Cross-entropy over the classes of the training part, in sorted order."""
 
     name = "sequence_classification"
     monitor = "mcc"
-    lower_is_better = False
-
-    def __init__(self, classes: Sequence[str] | None = None) -> None:
-        super().__init__()
-        if classes is not None and (isinstance(classes, str) or len(classes) < 2):
-            raise ValueError("classes must list at least two labels")
-        self.classes: tuple[str, ...] = tuple(str(c) for c in classes) if classes else ()
 
     @property
     def head(self) -> Head:
@@ -43,17 +33,8 @@ class SequenceClassification(SequenceTask):
             raise ValueError("the label is missing")
         return text
 
-    def learn(self, data: Data) -> None:
-        found = tuple(sorted({e.target for e in data.train}))
-        self.classes = self.classes or found
-        if len(self.classes) < 2:
-            raise InputError(f"{self.name}: the training part has one class only: {', '.join(self.classes)}")
-        elsewhere = {e.target for part in (data.train, data.valid, data.test) for e in part} - set(self.classes)
-        if elsewhere:
-            raise InputError(
-                f"{self.name}: labels {', '.join(sorted(elsewhere))} are not among the classes "
-                f"of the training part ({', '.join(self.classes)})"
-            )
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return (example.target,)
 
     def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
         return Batch(self.blank_inputs(rows, length), torch.zeros(rows, dtype=torch.long), rows)
@@ -91,12 +72,6 @@ class SequenceClassification(SequenceTask):
         counts = Counter(self.targets(data.train).values())
         shares = [counts[c] / counts.total() for c in self.classes]
         return [self._named(shares)] * len(self.targets(data.test))
-
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(state["classes"])
 
 
 def classification_metrics(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,16 @@ import torch.nn.functional as F  # noqa: N812  (the name that torch's documentat
 from torch import nn
 
 from zoo.card import ModelCard
-from zoo.data.prepare import Data, Example
+from zoo.data.prepare import Example
 from zoo.domain import Batch, Head
-from zoo.errors import InputError
-from zoo.tasks.sequence import SequenceTask, logits
+from zoo.tasks.labels import LabelTask
+from zoo.tasks.sequence import logits
 
 IGNORED = -100
 """Target of tokens that do not count, as torch's cross-entropy has it."""
 
 
-class TokenClassification(SequenceTask):
+class TokenClassification(LabelTask):
     """Cross-entropy over the classes of the training part at every token that is not special.
 
     A target is one label per token: characters (``HHEEC``), or words separated by blanks. ``-`` marks tokens without
@@ -28,13 +28,6 @@ class TokenClassification(SequenceTask):
 
     name = "token_classification"
     monitor = "f1_macro"
-    lower_is_better = False
-
-    def __init__(self, classes: Sequence[str] | None = None) -> None:
-        super().__init__()
-        if classes is not None and (isinstance(classes, str) or len(classes) < 2):
-            raise ValueError("classes must list at least two labels")
-        self.classes: tuple[str, ...] = tuple(str(c) for c in classes) if classes else ()
 
     @property
     def head(self) -> Head:
@@ -49,18 +42,8 @@ class TokenClassification(SequenceTask):
             raise ValueError(f"{len(labels)} labels for {tokens} tokens")
         return labels
 
-    def learn(self, data: Data) -> None:
-        found = {label for e in data.train for label in e.target} - {"-"}
-        self.classes = self.classes or tuple(sorted(found))
-        if len(self.classes) < 2:
-            raise InputError(f"{self.name}: the training part has fewer than two classes: {', '.join(self.classes)}")
-        everywhere = {label for part in (data.train, data.valid, data.test) for e in part for label in e.target}
-        strange = everywhere - set(self.classes) - {"-"}
-        if strange:
-            raise InputError(
-                f"{self.name}: labels {', '.join(sorted(strange))} are not among the classes "
-                f"of the training part ({', '.join(self.classes)})"
-            )
+    def labels_of(self, example: Example) -> Iterable[str]:
+        return (label for label in example.target if label != "-")
 
     def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
         return Batch(self.blank_inputs(rows, length), torch.zeros((rows, length), dtype=torch.long), rows * length)
@@ -109,9 +92,3 @@ class TokenClassification(SequenceTask):
             "accuracy": float(accuracy_score(truth, guess)),
             "f1_macro": float(f1_score(truth, guess, average="macro", labels=self.classes, zero_division=0)),
         }
-
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(state["classes"])
