@@ -94,3 +94,44 @@ def recipes(tmp_path: Path) -> Recipes:
 def session_recipes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recipes]:
     """Recipes in a folder that lives as long as the session, for runs that several tests look at."""
     return lambda name: Recipes(tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="session")
+def regression_run(session_recipes: Callable[[str], Recipes]) -> Path:
+    """A finished run: all of Sapiens, a number per peptide; precision and checkpointing were left to the planner."""
+    made = session_recipes("regression")
+    return finished(made, {**REGRESSION, "techniques": {"adapter": "full"}, "train.max_grad_norm": 1.0})
+
+
+@pytest.fixture(scope="session")
+def lora_run(session_recipes: Callable[[str], Recipes]) -> Path:
+    """A finished run: LoRA with dropout on a bf16 base, a class per peptide."""
+    lora = {"adapter": {"lora": {"rank": 4, "dropout": 0.1}}, "precision": "bf16", "checkpointing": "none"}
+    return finished(session_recipes("lora"), {"techniques": lora})
+
+
+def finished(made: Recipes, changes: dict[str, Any]) -> Path:
+    from zoo.training.run import train
+
+    return train(made.job(changes), output=made.folder / "run").folder.path
+
+
+_TRACES: dict[Any, Any] = {}
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning is most of the time that a tiny run takes: runs of the same shape share their traces."""
+    from zoo.planner import _Tracer
+
+    plain = _Tracer._trace
+
+    def trace(self: Any, techniques: Any, card: Any, *args: Any, **kwargs: Any) -> Any:
+        job = self.job
+        facts = (type(job.task).__name__, job.task.head, self.tokens, job.recipe.train.max_grad_norm)
+        key = (techniques, card.model_dump_json(), facts, args, tuple(sorted(kwargs.items())))
+        if key not in _TRACES:
+            _TRACES[key] = plain(self, techniques, card, *args, **kwargs)
+        return _TRACES[key]
+
+    monkeypatch.setattr(_Tracer, "_trace", trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -149,11 +150,7 @@ class Loop:
         self._check_weights()
         improved = True
         if self.data.valid:
-            predictions = inference.predict(
-                self.task, self.setup.model, self.data.valid, self.setup.device,
-                rows=self.plan.micro_batch_size, longest=self.longest,
-            )  # fmt: skip
-            metrics = inference.score(self.task, predictions, self.data.valid)
+            metrics = self._score()
             value, best = metrics[self.task.monitor], self.progress.best_metric
             sign = -1 if self.task.lower_is_better else 1
             improved = best is None or (math.isfinite(value) and sign * value > sign * best)
@@ -170,6 +167,13 @@ class Loop:
         self._save()
         return self._out_of_patience()
 
+    def _score(self) -> dict[str, float]:
+        predictions = inference.predict(
+            self.task, self.setup.model, self.data.valid, self.setup.device,
+            rows=self.plan.micro_batch_size, longest=self.longest,
+        )  # fmt: skip
+        return inference.score(self.task, predictions, self.data.valid)
+
     def _out_of_patience(self) -> bool:
         patience = self.train.early_stopping
         return patience is not None and self.progress.evaluations_without_improvement >= patience
@@ -180,13 +184,8 @@ class Loop:
         self._saved_step = self.progress.step
 
     def _log(self, entry: dict[str, Any]) -> None:
-        try:
-            with self.folder.log.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise TrainingError(
-                f"{self.folder.log} cannot be written: {error.strerror}; go on with --resume once there is room"
-            ) from error
+        with self._writing_log(), self.folder.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
         if self._writer is not None:
             scalars = {k: v for k, v in entry.items() if isinstance(v, float)}
             scalars.update({f"valid/{k}": v for k, v in entry.get("valid", {}).items()})
@@ -196,8 +195,17 @@ class Loop:
     def _cut_log(self) -> None:
         """Forget what was logged after the checkpoint: those steps run again."""
         if self.folder.log.exists():
-            with self.folder.log.open("r+b") as log:
+            with self._writing_log(), self.folder.log.open("r+b") as log:
                 log.truncate(min(self.progress.log_bytes, self.folder.log.stat().st_size))
+
+    @contextlib.contextmanager
+    def _writing_log(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder.log} cannot be written: {error.strerror}; go on with --resume once that is mended"
+            ) from error
 
     def _tensorboard(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
