@@ -219,13 +219,18 @@ def _aligned(mask: torch.Tensor) -> torch.Tensor:
 
 # --------------------------------------------------------------------------------------------- what kernels allocate
 
-PRODUCTS = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.addbmm, aten._scaled_mm})
+PRODUCTS = frozenset(
+    {
+        *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "addbmm", "_scaled_mm")),
+        "bitsandbytes::gemm_4bit",
+    }
+)
 """Operations that call the matrix library."""
 
 
 def temporaries(kind: Kind, func: Any, args: Any, out: Any) -> list[int]:
     """Bytes of each storage that the kernel of an operation allocates beside what it returns, and frees at its end."""
-    rule = _TEMPORARIES.get(func.overloadpacket)
+    rule = _TEMPORARIES.get(func._schema.name)
     return rule(kind, args, out) if rule is not None else []
 
 
@@ -311,10 +316,19 @@ def _contiguous(grad: torch.Tensor) -> list[int]:
     return [] if laid_out.is_contiguous() else [grad.numel() * grad.element_size()]
 
 
+def _product_4bit(kind: Kind, args: Any, out: Any) -> list[int]:
+    """The weight, dequantized, and its scales where they are quantized themselves (bitsandbytes 0.50,
+    ``backends/cuda/ops.py``, ``_dequant_linear_fallback``; few tokens may go without, which is not counted on)."""
+    x, shape, nested = args[0], args[2], args[7] if len(args) > 7 else None
+    scales = [4 * nested.numel()] * 2 if nested is not None else []
+    return [*scales, shape[0] * shape[1] * x.element_size()]
+
+
 _TEMPORARIES = {
-    aten._softmax_backward_data: _softmax_backward,
-    aten.embedding_dense_backward: _embedding_backward,
-    aten._scaled_dot_product_flash_attention_backward: _flash_backward,
-    aten._scaled_dot_product_efficient_attention_backward: _efficient_backward,
-    aten._scaled_dot_product_efficient_attention: _efficient_forward,
+    "aten::_softmax_backward_data": _softmax_backward,
+    "aten::embedding_dense_backward": _embedding_backward,
+    "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+    "aten::_scaled_dot_product_efficient_attention": _efficient_forward,
+    "bitsandbytes::gemm_4bit": _product_4bit,
 }

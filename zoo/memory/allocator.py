@@ -213,10 +213,12 @@ class Peak:
 
 @dataclass(frozen=True)
 class Replay:
-    """What the allocator did: peaks by phase, and who held the blocks (bytes by category) at the highest of them."""
+    """What the allocator did: peaks by phase, who held the blocks (bytes by category) at the highest of them, and
+    what was allocated after the first stretch of the trace, before any phase."""
 
     phases: Mapping[str, Peak]
     categories: Mapping[str, int]
+    resident: int
 
 
 def replay(
@@ -230,10 +232,12 @@ def replay(
     held: dict[int, Block] = {}
     peaks: dict[str, Peak] = {}
     highest, holders = -1, dict[int, int]()
+    resident: int | None = None
     ends = [*(start for start, _ in record.marks[1:]), len(record.events)]
     for (start, phase), end in zip(record.marks, ends, strict=True):
         allocated, reserved = allocator.allocated, allocator.reserved
         counts = start >= since and phase != OUTSIDE
+        resident = allocated if resident is None and phase != OUTSIDE else resident
         for event in record.events[start:end]:
             index = abs(event) - 1
             if event == EMPTY_CACHE:
@@ -255,4 +259,4 @@ def replay(
     categories: dict[str, int] = defaultdict(int)
     for index, size in holders.items():
         categories[record.labels.get(index, "other")] += size
-    return Replay(peaks, dict(sorted(categories.items())))
+    return Replay(peaks, dict(sorted(categories.items())), resident or 0)

@@ -64,7 +64,8 @@ class Prediction:
 
     `allocated` and `reserved` are what ``torch.cuda.max_memory_allocated()`` and ``max_memory_reserved()`` will say,
     `process` what ``nvidia-smi`` shows: reserved memory and the context of the device. `phase` is where `allocated` is
-    reached, `phases` has the peaks of each in the last step, `building` those of `build`, `categories` who holds the
+    reached, `phases` has the peaks of each in the last step, `building` those of `build`, `resident`
+    is what is allocated before the first step, `categories` who holds the
     blocks at that moment, `host` the most bytes in tensors of the CPU. `interval` is where `process` lies.
     """
 
@@ -76,6 +77,7 @@ class Prediction:
     phase: str
     phases: Mapping[str, Peak]
     building: Peak
+    resident: int
     categories: Mapping[str, int]
     host: int
     fits: bool
@@ -146,6 +148,7 @@ def predict_peak(
         phase=phase,
         phases=phases,
         building=whole[OUTSIDE],
+        resident=played.resident,
         categories=played.categories,
         host=_host_peak(record),
         fits=interval[1] <= target.memory_bytes,

@@ -26,6 +26,7 @@ from zoo.memory import accelerator
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.ledger import Ledger, Record
+from zoo.memory.values import Values
 from zoo.step import Phase, Setup, train_step
 
 World = Literal["fake", "meta", "accelerator"]
@@ -76,10 +77,14 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         super().__init__(count_costs=count_costs, memoise=True)
         self._kind = kind
         self._threads: set[bool] = set()
+        self._values = Values()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
+            return value.item()
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if func.overloadpacket in accelerator.PRODUCTS and args[0].device.type == "meta":
+        self._values.follow(func, args, kwargs or {}, out)
+        if func._schema.name in accelerator.PRODUCTS and args[0].device.type == "meta":
             accelerator.refuse_autocast()
             # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
             backward = torch._C._current_graph_task_id() != -1

@@ -1,0 +1,83 @@
+"""Values of the few small tensors whose contents decide what a program does next.
+
+Without storage every question to a tensor (``if mask.all(): ...``) would be answered with no, and a model would take
+another way than it takes on a device: Hugging Face's decoders, for one, ask whether position numbers ascend, and build a mask
+where they do not. Positions, masks and token numbers are small, and follow from constants: their operations are run
+a second time on real tensors of the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_any, tree_iter, tree_map_only
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
+
+LARGEST = 2**16
+"""Elements of the largest tensor that is followed."""
+
+
+class Values:
+    """The known values of ``meta`` tensors."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor's values, where they are known."""
+        found: torch.Tensor | None = self._known.get(tensor)
+        return found
+
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Note what an operation that returned `out` does to values."""
+        inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        mutable = func._schema.is_mutable
+        if not inputs and not _makes_values(func):
+            return
+        if not all(t.device.type == "cpu" or t in self._known for t in inputs):
+            if mutable:
+                self._forget(args[0])
+            return
+        small = all(t.numel() <= LARGEST for t in tree_iter(out) if isinstance(t, torch.Tensor))
+        if not small or not tree_any(lambda leaf: isinstance(leaf, torch.Tensor) and leaf.device.type == "meta", out):
+            return
+        try:
+            with _disable_current_modes():
+                real = self._run(func, args, kwargs)
+        except (RuntimeError, NotImplementedError):
+            if mutable:
+                self._forget(args[0])
+            return
+        for made, value in zip(tree_iter(out), tree_iter(real), strict=True):
+            if isinstance(made, torch.Tensor) and isinstance(value, torch.Tensor) and made.device.type == "meta":
+                self._known[made] = value
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: self._known.get(t, t), (args, kwargs))
+        args, kwargs = tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs))
+        if not func._schema.name.startswith("aten::rand"):
+            return func(*args, **kwargs)
+        state = torch.get_rng_state()  # tracing leaves no trace in the caller's random numbers
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch.set_rng_state(state)
+
+    def _forget(self, changed: Any) -> None:
+        for tensor in tree_iter(changed):
+            if isinstance(tensor, torch.Tensor) and tensor in self._known:
+                storage = tensor.untyped_storage()._cdata
+                for other in [t for t in self._known if t.untyped_storage()._cdata == storage]:
+                    del self._known[other]
+
+
+def _makes_values(func: Any) -> bool:
+    """Whether an operation without tensors among its arguments makes numbers that mean something."""
+    return func._schema.name in _FACTORIES
+
+
+_FACTORIES = frozenset(
+    f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "linspace", "randint", "eye")
+)
