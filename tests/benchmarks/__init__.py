@@ -1,0 +1,1 @@
+"""Slower checks, run by ``make bench``, whose tables are kept in ``docs/benchmarks.md``."""
