@@ -104,7 +104,8 @@ class SequenceTask(ABC):
     def blank_inputs(self, rows: int, length: int) -> dict[str, torch.Tensor]:
         return {
             "input_ids": torch.zeros((rows, length), dtype=torch.long),
-            "attention_mask": torch.ones((rows, length), dtype=torch.long),
+            # Not all ones: a model may skip its mask for a batch without padding, and most batches have some.
+            "attention_mask": torch.zeros((rows, length), dtype=torch.long),
         }
 
     def merge(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
