@@ -203,8 +203,12 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List the models."""
+    from zoo.domain import domains
     from zoo.domain import models as all_models
+    from zoo.errors import InputError, unknown
 
+    if domain is not None and domain not in domains():
+        raise InputError(unknown("--domain", "domain", domain, domains()))
     cards = [card for card in all_models().values() if domain in (None, card.domain)]
     if as_json:
         _print_json(
