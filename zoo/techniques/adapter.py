@@ -92,8 +92,9 @@ class LoRA(Technique):
                         layers.to(module.get_base_layer().weight.dtype)
         for module in wrapped.modules():
             if isinstance(module, peft.utils.ModulesToSaveWrapper):  # trains a copy, of the same published values
-                copies = module.modules_to_save["default"].parameters()
-                for old, new in zip(module.original_module.parameters(), copies, strict=True):
+                copied = module.modules_to_save["default"]
+                _copy_again(copied)
+                for old, new in zip(module.original_module.parameters(), copied.parameters(), strict=True):
                     if old in setup.reference:
                         setup.reference[new] = setup.reference[old]
         setup.model = wrapped
@@ -104,6 +105,17 @@ class LoRA(Technique):
             for module in wrapped.modules():
                 if isinstance(module, peft.tuners.lora.LoraLayer):
                     module.reset_lora_parameters("default", init_lora_weights=True)
+
+
+def _copy_again(copied: nn.Module) -> None:
+    """Replace parameters that were copied while modes were off: views of a fake tensor copied so are not its own."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in copied.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                if p not in made:
+                    made[p] = nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+                module._parameters[name] = made[p]
 
 
 def _outermost(modules: dict[str, nn.Module]) -> list[str]:
