@@ -115,11 +115,10 @@ def step(training: Training, phase: Callable[[str], contextlib.AbstractContextMa
     with backend:
         with phase("forward"):
             out = training.model(input_ids=training.ids, labels=training.ids)
-        loss = out.loss
+        with phase("backward"):
+            out.loss.backward()
         if run.release_logits:
             del out
-        with phase("backward"):
-            loss.backward()
     with phase("optimizer"):
         training.optimizer.step()
 
@@ -294,7 +293,7 @@ def a6000_row(row: dict[str, Any]) -> Measured | None:
         name=arch["name"], device="rtx-a6000-48gb", shape=shape, attention=params["attn_impl"], rows=params["batch"],
         length=params["seq_len"], dtype=torch.bfloat16, base="none", rank=params["lora_rank"],
         targets=("q_proj", "k_proj", "v_proj", "o_proj"), checkpointing=params["grad_checkpoint"], backend=None,
-        fp32_unquantized=False, fp32_adapters=False, input_require_grads=params["lora_rank"] is not None,
+        fp32_unquantized=False, fp32_adapters=True, input_require_grads=params["lora_rank"] is not None,
         keep_gradients=True, release_logits=True,
     )  # fmt: skip
     kind = "checkpointed" if params["grad_checkpoint"] else params["attn_impl"]

@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
 from torch import nn
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.domain import Batch
@@ -82,6 +83,8 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
             return value.item()
+        if func is torch.ops.aten.add.Tensor and _adds_in_place(args, kwargs):
+            func = torch.ops.aten.add_.Tensor
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
         if func._schema.name in accelerator.PRODUCTS and args[0].device.type == "meta":
@@ -107,6 +110,25 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
 
     def empty_cache(self) -> None:
         self.record.events.append(EMPTY_CACHE)
+
+
+def _adds_in_place(args: Any, kwargs: Any) -> bool:
+    """Whether autograd, summing gradients of one tensor, would write into the first, were nobody watching.
+
+    ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: it does where nothing else holds the gradient, but never
+    under a dispatch mode such as a ledger. Called from there, a tensor has four references here: the engine's,
+    the argument's, and two of Python; its storage has that of the tensor and one for being looked at.
+    """
+    if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled() or kwargs:
+        return False
+    first, second = args
+    if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+        return False
+    alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
+    if not alike or not is_non_overlapping_and_dense_or_false(first):
+        return False
+    holders: Any = torch._C._storage_Use_Count(first.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    return first._use_count() == 4 and holders == 2  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class Values:
     """The known values of ``meta`` tensors."""
 
     def __init__(self) -> None:
-        self._known: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        self._known: Any = WeakTensorKeyDictionary()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The tensor's values, where they are known."""
