@@ -26,7 +26,8 @@ DATA = ("zoo.data", "zoo.data.*")
 TASKS = ("zoo.tasks", "zoo.tasks.*")
 MEMORY = ("zoo.memory", "zoo.memory.*")
 WEIGHTS = ("zoo.weights", "zoo.weights.*")
-USES = ("zoo.resolve", "zoo.planner", "zoo.training", "zoo.training.*")
+PLANS = ("zoo.resolve", "zoo.planner")
+TRAINING = ("zoo.training", "zoo.training.*")
 SURFACE = ("zoo", "zoo.api", "zoo.cli", "zoo.console")
 
 
@@ -73,12 +74,16 @@ ROOMS = (
         for domain in DOMAINS
     ),
     Room(
-        4, USES, (*FACTS, *SHAPES, *DATA, *TASKS, "zoo.techniques", "zoo.step", *MEMORY, *WEIGHTS, *USES),
-        ("numpy", "pandas", "peft", "pydantic", "safetensors", "torch"),
+        4, PLANS, (*FACTS, *SHAPES, *DATA, *TASKS, "zoo.techniques", "zoo.step", *MEMORY, *WEIGHTS, *PLANS),
+        ("numpy", "pydantic", "torch"),
+    ),
+    Room(
+        4, TRAINING, (*FACTS, *SHAPES, *DATA, *TASKS, "zoo.step", *MEMORY, *WEIGHTS, *PLANS, *TRAINING),
+        ("numpy", "pandas", "peft", "safetensors", "torch", "transformers"),  # three of them to save and load models
     ),
     Room(
         5, SURFACE,
-        (*FACTS, *SHAPES, *DATA, *TASKS, "zoo.techniques", "zoo.step", *MEMORY, *WEIGHTS, *USES, *SURFACE),
+        (*FACTS, *SHAPES, *DATA, *TASKS, "zoo.techniques", "zoo.step", *MEMORY, *WEIGHTS, *PLANS, *TRAINING, *SURFACE),
         ("rich", "torch", "typer"),
     ),
 )  # fmt: skip
@@ -224,6 +229,8 @@ def test_imports_for_types_alone_are_listed_where_they_look_upwards() -> None:
         ("zoo.biology.fasta", "import peft"),
         ("zoo.planner", "def f():\n    import zoo.chemistry.smiles"),
         ("zoo.planner", "from zoo.techniques.adapter import LoRA"),
+        ("zoo.planner", "from zoo.training.run import train"),
+        ("zoo.planner", "def f():\n    import transformers"),
         ("zoo.training.run", "from zoo.console import show_plan"),
         ("zoo.cli", "from zoo.chemistry import DOMAIN"),
         ("zoo.card", "def f():\n    import torch"),
