@@ -149,6 +149,10 @@ class TrainingView(Watcher):
         if not self.quiet:
             self._progress.console.print(f"stopped early: {reason}")
 
+    def compares(self, what: str) -> None:
+        if not self.quiet:
+            self._progress.console.print(f"[bold]for comparison[/]: {what}")
+
 
 def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Metrics against the floors, and predicted beside measured memory."""

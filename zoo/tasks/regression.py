@@ -96,7 +96,6 @@ def regression_metrics(predicted: Sequence[float], targets: Sequence[float]) -> 
     }
     if len(targets) > 1:
         found["r2"] = float(r2_score(targets, predicted))
-        rank = float(spearmanr(targets, predicted).statistic)
-        if math.isfinite(rank):  # undefined for constant predictions
-            found["spearman"] = rank
+        if len(set(targets)) > 1 and len(set(predicted)) > 1:  # without an order there are no ranks to correlate
+            found["spearman"] = float(spearmanr(targets, predicted).statistic)
     return found

@@ -136,6 +136,7 @@ def train(
         summary["baselines"] = {**floors(job, data), **unadapted}
         if job.recipe.checkpoint != "random":
             other = replace(job, recipe=job.recipe.model_copy(update={"checkpoint": "random"}))
+            watcher.compares("the same from random initialisation, to see what pretraining is worth")
             beside = RunFolder(folder.path / "random_initialisation")
             again = train(other, output=beside.path, resume=beside.resolved.exists(), watcher=watcher)
             summary["baselines"]["random_initialisation"] = again.summary["metrics"].get("test", {})
