@@ -18,6 +18,7 @@ from zoo.card import Exactness, ModelCard, Source
 from zoo.data.prepare import Data
 from zoo.domain import Batch
 from zoo.errors import InputError
+from zoo.memory.accelerator import Kind
 from zoo.memory.devices import Device, detect, find
 from zoo.memory.ledger import Record
 from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
@@ -162,13 +163,13 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
 
 def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
     """Try every combination that the recipe leaves open. Raises `InputError` when none can be built at all."""
-    tracer = _Tracer(job, workload)
+    tracer = _Tracer(job, workload, limits)
     best: list[Plan] = []
     rejected: list[Rejected] = []
     considered: list[Plan] = []
     for techniques in itertools.product(*job.choices.values()):
         try:
-            plans = tracer.plans(techniques, limits)
+            plans = tracer.plans(techniques)
         except InputError as error:
             rejected.append(Rejected(techniques, str(error)))
             continue
@@ -183,7 +184,7 @@ def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
         raise InputError([f"{' '.join(describe(r.techniques).values())}: {r.reason}" for r in rejected])
     best.sort(key=_preference)
     while best:
-        chosen = tracer.confirm(best[0], limits)
+        chosen = tracer.confirm(best[0])
         problem = limits.why_not(chosen)
         if problem is None:
             rejected += [Rejected(p.techniques, _why_not_chosen(p, chosen), p) for p in best[1:]]
@@ -191,7 +192,7 @@ def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
             return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(considered))
         rejected.append(Rejected(chosen.techniques, problem, chosen))
         best.pop(0)
-    smallest = tracer.confirm(min(considered, key=lambda p: p.peak_bytes), limits)
+    smallest = tracer.confirm(min(considered, key=lambda p: p.peak_bytes))
     others = tuple(r for r in rejected if r.techniques != smallest.techniques)
     reasons = (
         f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); "
@@ -252,71 +253,70 @@ def _named(plan: Plan, key: str) -> str:
 
 
 class _Tracer:
-    """Traces combinations of techniques, each only once."""
+    """Traces combinations of techniques, each only once, in the world of the budget's device.
 
-    def __init__(self, job: Job, workload: Workload) -> None:
+    For the CPU the search runs on plain meta tensors, and the chosen plan is confirmed by fake CPU tensors, which
+    choose the very kernels of the CPU. For an accelerator both run on meta tensors with its kernels.
+    """
+
+    def __init__(self, job: Job, workload: Workload, limits: Limits) -> None:
         self.job = job
         self.tokens = workload.tokens
         self.global_batch = min(job.recipe.train.global_batch_size, workload.rows)
+        on_cpu = limits.device.name == "cpu"
+        self.rates = limits.device.rates_for()
+        self.kind = None if on_cpu else Kind.of(limits.device)
+        self.searching: World = "meta" if on_cpu else "accelerator"
+        self.confirming: World = "fake" if on_cpu else "accelerator"
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
-    def plans(self, techniques: tuple[Technique, ...], limits: Limits) -> list[Plan]:
+    def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch."""
-        rates = limits.device.rates_for()
         sizes = _halvings(self.global_batch)
         counts = [-(-self.global_batch // size) for size in sizes]
+        divisions = list(zip(sizes, counts, strict=True))
         try:
             family = self._family(techniques)
-            found = [
-                family.estimate(self.depth or family.depth, size, n, rates)
-                for size, n in zip(sizes, counts, strict=True)
-            ]
+            found = [family.estimate(self.depth or family.depth, size, n, self.rates) for size, n in divisions]
         except Irregular:
-            found = [
-                self._full(techniques, size, min(n, 2), "meta", limits) for size, n in zip(sizes, counts, strict=True)
-            ]
-        return [self._plan(techniques, s, n, e, limits) for s, n, e in zip(sizes, counts, found, strict=True)]
+            found = [self._full(techniques, size, n, self.searching) for size, n in divisions]
+        return [self._plan(techniques, size, n, e) for (size, n), e in zip(divisions, found, strict=True)]
 
-    def confirm(self, plan: Plan, limits: Limits) -> Plan:
-        """The plan with the peaks that fake CPU tensors show, which choose the kernels of the CPU."""
-        exact = self._full(
-            plan.techniques, plan.micro_batch_size, min(plan.accumulation_steps, 2), "fake", limits,
-            shallow=self.depth is not None and self.depth > FULL_TRACE_DEPTH,
-        )  # fmt: skip
+    def confirm(self, plan: Plan) -> Plan:
+        """The plan with the peaks of a trace of exactly its batch."""
+        shallow = self.depth is not None and self.depth > FULL_TRACE_DEPTH
+        count = plan.accumulation_steps
+        exact = self._full(plan.techniques, plan.micro_batch_size, count, self.confirming, shallow=shallow)
         estimate = Estimate(exact.peak_by_phase, exact.peak_by_category, plan.estimate.seconds)
-        return self._plan(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, estimate, limits)
+        return self._plan(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, estimate)
 
-    def _plan(
-        self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate, limits: Limits
-    ) -> Plan:
-        host = estimate.peak if limits.device.name == "cpu" else 0
+    def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:
+        host = estimate.peak if self.kind is None else 0
         return Plan(techniques, size, count, estimate, host, self.tokens)
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
         cards = [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
-        tapes = [Tape.of(self._trace(techniques, card, MANY, 2, "meta", costs=True), many=True) for card in cards]
+        tapes = [
+            Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True) for card in cards
+        ]
         return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
 
     def _full(
-        self,
-        techniques: tuple[Technique, ...],
-        size: int,
-        count: int,
-        world: World,
-        limits: Limits,
-        *,
-        shallow: bool = False,
+        self, techniques: tuple[Technique, ...], size: int, count: int, world: World, *, shallow: bool = False
     ) -> Estimate:
         """Estimate at exactly `size` rows, from traces of this very batch."""
-        rates = limits.device.rates_for()
         cards = [self.job.card.shallow(depth) for depth in SHALLOW] if shallow else [self.job.card]
-        tapes = []
-        for card in cards:
-            record = self._trace(techniques, card, size, count, world, costs=world == "meta", steps=1 if shallow else 2)
-            tapes.append(Tape.of(record, many=False))
+        steps = 1 if shallow else 2
+        tapes = [
+            Tape.of(
+                self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),
+                many=False,
+            )
+            for card in cards
+        ]
         family = Family(tapes[0], tapes[1] if shallow else None, SHALLOW[0] if shallow else 0)
-        return family.estimate(self.depth or 0, size, 2, rates)
+        return family.estimate(self.depth or 0, size, count, self.rates)
 
     def _trace(
         self,
@@ -341,7 +341,7 @@ class _Tracer:
         def batch(setup: Setup) -> list[Batch]:
             return [self.job.task.blank_batch(card, rows, self.tokens) for _ in range(micro_batches)]
 
-        return trace(make, batch, world, steps=steps, count_costs=costs)
+        return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
 
 
 def _halvings(count: int) -> list[int]:

@@ -36,6 +36,9 @@ bytes of an activation must stay below 2^63."""
 _CONSTANT = ("parameters", "buffers", "gradients", "optimizer")
 """Categories and phases that know nothing of the micro-batch."""
 
+_ROUNDED = "kernels"
+"""Category of what kernels allocate for themselves: in proportion to the rows, up to rounding."""
+
 
 class Irregular(Exception):
     """The traces do not have the structure that scaling needs; only a full trace tells."""
@@ -67,7 +70,9 @@ class Tape:
         storages = np.abs(indices) - 1
         sizes = np.array(
             [
-                _affine(size, many=many and record.labels[index] not in _CONSTANT)
+                (0, size / MANY)
+                if many and size > MANY and record.labels[index] == _ROUNDED
+                else _affine(size, many=many and record.labels[index] not in _CONSTANT)
                 for index, size in enumerate(record.sizes)
             ],
             dtype=float,
