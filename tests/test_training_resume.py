@@ -11,6 +11,11 @@ import pytest
 from conftest import MASKED, Recipes
 from processes import Moment, zoo
 
+from zoo.errors import InputError
+from zoo.training.run import train
+
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 LORA = {"adapter": {"lora": {"rank": 4, "dropout": 0.1}}, "checkpointing": "none"}
 
 
@@ -72,19 +77,15 @@ def test_a_lora_adaptation_in_bf16_with_master_weights(recipes: Recipes) -> None
     killed_and_resumed(recipes, recipes.write(changes), moments)
 
 
-@pytest.mark.parametrize("changes", [{"train.learning_rate": 0.5}, {"data.split.seed": 9}])
-def test_another_recipe_does_not_resume_a_run(recipes: Recipes, changes: dict[str, Any]) -> None:
-    from zoo.errors import InputError
-    from zoo.training.run import train
-
+def test_another_recipe_does_not_resume_a_run(recipes: Recipes) -> None:
     path, run = recipes.csv(), recipes.folder / "run"
     train(recipes.job({"train.max_steps": 1}, path=path), output=run)
     before = result(run)
-    with pytest.raises(InputError) as error:
-        train(recipes.job({"train.max_steps": 1, **changes}, path=path), output=run, resume=True)
-    (key,) = changes
-    assert str(error.value) == (
-        f"{run}: the recipe differs from the one that this run was started with in {key}; "
-        "resume with the same recipe and overrides, or start in another --output"
-    )
+    for key, value in {"train.learning_rate": 0.5, "data.split.seed": 9, "train.max_steps": 2}.items():
+        with pytest.raises(InputError) as error:
+            train(recipes.job({"train.max_steps": 1, key: value}, path=path), output=run, resume=True)
+        assert str(error.value) == (
+            f"{run}: the recipe differs from the one that this run was started with in {key}; "
+            "resume with the same recipe and overrides, or start in another --output"
+        )
     assert result(run) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from zoo.card import Source
 from zoo.data.prepare import Data
 from zoo.errors import DoesNotFit, InputError
 from zoo.memory.scaling import Estimate
-from zoo.planner import Decision, Plan, Workload, decide, limits_of, survey
+from zoo.planner import Decision, Limits, Plan, Workload, decide, limits_of, survey
 from zoo.resolve import Job
 from zoo.step import Setup, build, describe
 from zoo.training import inference, state
@@ -83,7 +84,9 @@ def train(
     assert data is not None
     resolved = _resolved(job)
     _check_same(folder, resolved)
-    decision = _as_started(folder, decide(job, workload, limits_of(job.recipe.budget)))
+    limits = limits_of(job.recipe.budget)
+    started = folder.resolved.exists() and folder.plan.exists()
+    decision = _as_started(folder, job, workload, limits) if started else decide(job, workload, limits)
     if not decision.fits:
         raise DoesNotFit("; ".join(decision.reasons) + f"; it would use {_named(decision.chosen)}")
     if on_plan is not None:
@@ -222,31 +225,29 @@ def _changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def _as_started(folder: RunFolder, decision: Decision) -> Decision:
-    """A resumed run keeps the plan that it was started with, however much memory this machine has free now."""
-    if not (folder.resolved.exists() and folder.plan.exists()):
-        return decision
-    started = json.loads(folder.plan.read_text())["chosen"]
-    if started == json.loads(json.dumps(decision.chosen.to_json())):
-        return decision
-    for plan in decision.considered:
-        own = plan.to_json()
-        if all(own[key] == started[key] for key in ("techniques", "micro_batch_size", "tokens_per_row")):
-            estimate = Estimate(started["peak_by_phase"], started["peak_by_category"], started["step_seconds"])
-            kept = replace(plan, estimate=estimate, host_bytes=started["host_bytes"])
-            if (reason := decision.limits.why_not(kept)) is not None:
-                raise DoesNotFit(f"{folder.path}: the plan that this run was started with ({_named(kept)}) {reason}")
-            return replace(decision, chosen=kept, fits=True, reasons=("the plan that this run was started with",))
-    raise InputError(
-        f"{folder.plan}: the plan that this run was started with is not one that its recipe allows now; "
-        "start in another --output"
-    )
+def _as_started(folder: RunFolder, job: Job, workload: Workload, limits: Limits) -> Decision:
+    """The plan that a resumed run was started with, however much memory this machine has free now."""
+    before = json.loads(folder.plan.read_text())["chosen"]
+    same = (t for t in itertools.product(*job.choices.values()) if dict(describe(t)) == before["techniques"])
+    techniques = next(same, None)
+    if techniques is None or before["tokens_per_row"] != workload.tokens:
+        raise InputError(
+            f"{folder.plan}: the plan that this run was started with is not one that its recipe allows now; "
+            "start in another --output"
+        )
+    estimate = Estimate(before["peak_by_phase"], before["peak_by_category"], before["step_seconds"])
+    micro, count = before["micro_batch_size"], before["accumulation_steps"]
+    plan = Plan(techniques, micro, count, estimate, before["host_bytes"], workload.tokens)
+    if (reason := limits.why_not(plan)) is not None:
+        raise DoesNotFit(f"{folder.path}: the plan that this run was started with ({_named(plan)}) {reason}")
+    return Decision(True, limits, workload, plan, reasons=("this is the plan that the run was started with",))
 
 
 def _describe(folder: RunFolder, job: Job, resolved: dict[str, Any], decision: Decision, data: Data) -> None:
     """Write what the run is before it starts; `resolved` last, which makes the folder a run's."""
     write_text(folder.recipe, job.file.text)
-    write_json(folder.plan, decision.to_json())
+    if not folder.resolved.exists():
+        write_json(folder.plan, decision.to_json())
     write_json(folder.environment, environment())
     if data.skipped:
         write_table(
