@@ -168,6 +168,14 @@ def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
     rejected: list[Rejected] = []
     considered: list[Plan] = []
     for techniques in itertools.product(*job.choices.values()):
+        lacking = {
+            f for t in techniques if len(job.choices[t.key]) > 1 for f in t.arithmetic - limits.device.arithmetic
+        }
+        if lacking:
+            rejected.append(
+                Rejected(techniques, f"{limits.device.title} has no {', '.join(sorted(lacking))} arithmetic")
+            )
+            continue
         try:
             plans = tracer.plans(techniques)
         except InputError as error:

@@ -85,6 +85,11 @@ class Device(Frozen):
         """Whether `memory_bytes` is a datasheet's, of which the driver keeps some, and not what a driver reported."""
         return self.memory_source.startswith("nominal")
 
+    @property
+    def arithmetic(self) -> frozenset[str]:
+        """The number formats that the device computes in."""
+        return frozenset(name for name in ("fp32", "tf32", "bf16", "fp16") if getattr(self, name) is not None)
+
     def rates_for(self) -> Rates:
         """Speeds for the roofline: 16 bits are bf16 where the device has it, else fp16. fp32 is without TF32, as in
         torch unless it is allowed by hand."""

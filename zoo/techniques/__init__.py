@@ -33,6 +33,7 @@ class Technique(Frozen):
     - `stage`: order of application, lowest first; see `BEFORE_LOADING`.
     - `exactness`: ``bitwise`` (training is the same to the bit), ``rounding`` (the same up to `tolerance`, relative
       to a float64 reference), ``changes-model`` (another model or other trained parameters).
+    - `arithmetic`: number formats that the device must have for the planner to choose this by itself.
     """
 
     key: ClassVar[str]
@@ -41,6 +42,7 @@ class Technique(Frozen):
     stage: ClassVar[int]
     exactness: ClassVar[Exactness]
     tolerance: ClassVar[float] = 0.0
+    arithmetic: ClassVar[frozenset[str]] = frozenset()
 
     def why_not(self, setup: Setup) -> str | None:
         """Why this cannot be applied to `setup` (whose model is not loaded yet), or None."""

@@ -42,6 +42,7 @@ class BF16(Technique):
     source = "Micikevicius et al. 2018, arXiv 1710.03740 (master weights); Kalamkar et al. 2019, arXiv 1905.12322"
     stage = 40
     exactness = "rounding"
+    arithmetic = frozenset({"bf16"})
     tolerance = 2**-6
 
     def apply(self, setup: Setup) -> None:
