@@ -81,6 +81,9 @@ class Run:
     """``zero_grad(set_to_none=False)``."""
     release_logits: bool
     """Logits die before the optimizer's step; else they live until the next forward pass has theirs."""
+    always_masked: bool
+    """transformers 4.57: a causal mask is made even where one sequence fills each row, and the efficient kernel gets it as
+    an additive one in every layer (``masking_utils.py``, ``find_packed_sequence_indices``, which never returned None)."""
 
 
 class Training:
@@ -125,12 +128,20 @@ def step(training: Training, phase: Callable[[str], contextlib.AbstractContextMa
 
 def predict(run: Run) -> Prediction:
     """What a run takes, with grouped key/value heads expanded before the kernel, as both sources did."""
+    from transformers import masking_utils
     from transformers.integrations import sdpa_attention
 
     def never(*arguments: object) -> bool:  # a mock would keep the tensors that it is called with
         return False
 
-    with mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", never):
+    def always(position_ids: torch.Tensor) -> torch.Tensor:
+        steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+        return (steps != 1).cumsum(-1)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", never))
+        if run.always_masked:
+            stack.enter_context(mock.patch.object(masking_utils, "find_packed_sequence_indices", always))
         return predict_peak(lambda device: Training(run, device), step, run.device)
 
 
@@ -271,7 +282,7 @@ def t4_row(row: dict[str, str]) -> Measured:
         length=int(row["seq"]), dtype={"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[row["compute_dtype"]],
         base=base, rank=int(row["lora_r"]), targets=tuple(row["lora_targets"].split()),
         checkpointing=row["grad_ckpt"] == "non-reentrant", backend=SDPBackend.EFFICIENT_ATTENTION if sdpa else None,
-        fp32_unquantized=True, fp32_adapters=True, input_require_grads=True, keep_gradients=False, release_logits=False,
+        fp32_unquantized=True, fp32_adapters=True, input_require_grads=True, keep_gradients=False, always_masked=False, release_logits=False,
     )  # fmt: skip
     return Measured(
         row["model"], row["attn"], f"T4 {base} {row['attn']}", run, float(row["peak_allocated_mib"]),
@@ -294,7 +305,7 @@ def a6000_row(row: dict[str, Any]) -> Measured | None:
         length=params["seq_len"], dtype=torch.bfloat16, base="none", rank=params["lora_rank"],
         targets=("q_proj", "k_proj", "v_proj", "o_proj"), checkpointing=params["grad_checkpoint"], backend=None,
         fp32_unquantized=False, fp32_adapters=True, input_require_grads=params["lora_rank"] is not None,
-        keep_gradients=True, release_logits=True,
+        keep_gradients=True, always_masked=True, release_logits=True,
     )  # fmt: skip
     kind = "checkpointed" if params["grad_checkpoint"] else params["attn_impl"]
     return Measured(

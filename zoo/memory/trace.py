@@ -94,9 +94,7 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
             if backward not in self._threads:
                 self._threads.add(backward)
                 self.record.events.append(self._new(self._kind.workspace_bytes, "workspace"))
-        passing = [
-            self._new(size, "temporaries") for size in accelerator.temporaries(self._kind, func, args, out) if size
-        ]
+        passing = [self._new(size, "kernels") for size in accelerator.temporaries(self._kind, func, args, out) if size]
         self.record.events += [*passing, *(-event for event in passing)]
         return out
 
@@ -115,9 +113,9 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
 def _adds_in_place(args: Any, kwargs: Any) -> bool:
     """Whether autograd, summing gradients of one tensor, would write into the first, were nobody watching.
 
-    ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: it does where nothing else holds the gradient, but never
-    under a dispatch mode such as a ledger. Called from there, a tensor has four references here: the engine's,
-    the argument's, and two of Python; its storage has that of the tensor and one for being looked at.
+    ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: it does where nothing else holds the gradient,
+    but never under a dispatch mode such as a ledger. Called from there, a tensor has four references here: the
+    engine's, the argument's, and two of Python; its storage has that of the tensor and one for being looked at.
     """
     if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled() or kwargs:
         return False

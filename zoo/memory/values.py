@@ -1,9 +1,9 @@
 """Values of the few small tensors whose contents decide what a program does next.
 
 Without storage every question to a tensor (``if mask.all(): ...``) would be answered with no, and a model would take
-another way than it takes on a device: Hugging Face's decoders, for one, ask whether position numbers ascend, and build a mask
-where they do not. Positions, masks and token numbers are small, and follow from constants: their operations are run
-a second time on real tensors of the CPU.
+another way than it takes on a device: Hugging Face's decoders, for one, ask whether position numbers ascend, and build
+a mask where they do not. Positions, masks and token numbers are small, and follow from constants: their operations are
+run a second time on real tensors of the CPU.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_any, tree_iter, tree_map_only
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_any, tree_iter, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 LARGEST = 2**16
