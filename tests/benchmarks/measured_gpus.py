@@ -1,9 +1,9 @@
 """Predictions beside what others measured on real GPUs: ``python -m tests.benchmarks.measured_gpus FILE [--json]``.
 
 FILE has the columns of ``t4_lora_runs.csv`` (LoRA on fp16 or NF4 decoders, fitcheck-llm) or the keys of
-``a6000_training_runs.json`` (full and LoRA training in bf16, vramcalc). Each row's model is built by shape, without weights, from
-the row's own columns, and goes through `zoo.memory.predict_peak`. Nothing is fitted: what a source did that is not in
-its columns is an explicit field of `Run`.
+``a6000_training_runs.json`` (full and LoRA training in bf16, vramcalc). Each row's model is built by shape, without
+weights, from the row's own columns, and goes through `zoo.memory.predict_peak`. Nothing is fitted: what a source did
+that is not in its columns is an explicit field of `Run`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Run:
     release_logits: bool
     """Logits die before the optimizer's step; else they live until the next forward pass has theirs."""
     always_masked: bool
-    """transformers 4.57: a causal mask is made even where one sequence fills each row, and the efficient kernel gets it as
-    an additive one in every layer (``masking_utils.py``, ``find_packed_sequence_indices``, which never returned None)."""
+    """transformers 4.57: a causal mask is made even where one sequence fills each row, and the efficient kernel gets it
+    as an additive one in every layer (``masking_utils.py``: ``find_packed_sequence_indices`` never returned None)."""
 
 
 class Training:
@@ -182,8 +182,8 @@ def _replace_linears(model: nn.Module, run: Run) -> None:
 def load(model: nn.Module, device: torch.device) -> None:
     """Allocate parameters one by one in the order of their names, quantizing each as soon as it is there.
 
-    Source: ``transformers/core_model_loading.py``, ``convert_and_load_state_dict_in_model``: names sorted with numbers as numbers,
-    one at a time when quantizing.
+    Source: ``transformers/core_model_loading.py``, ``convert_and_load_state_dict_in_model``: names sorted with numbers
+    as numbers, one at a time when quantizing.
     """
     owners = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
               for name, _ in model.named_parameters()}  # fmt: skip
@@ -268,6 +268,9 @@ class Measured:
     resident: float | None = None
 
 
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
 def t4_row(row: dict[str, str]) -> Measured:
     """A row of ``t4_lora_runs.csv``."""
     phases = {p: float(row[f"peak_{p}_mib"]) for p in ("forward", "backward", "optimizer")}
@@ -279,10 +282,11 @@ def t4_row(row: dict[str, str]) -> Measured:
     sdpa = row["attn"] != "eager"
     run = Run(
         name=row["run_id"], device="t4", shape=shape, attention="sdpa" if sdpa else "eager", rows=int(row["batch"]),
-        length=int(row["seq"]), dtype={"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[row["compute_dtype"]],
+        length=int(row["seq"]), dtype=_DTYPES[row["compute_dtype"]],
         base=base, rank=int(row["lora_r"]), targets=tuple(row["lora_targets"].split()),
         checkpointing=row["grad_ckpt"] == "non-reentrant", backend=SDPBackend.EFFICIENT_ATTENTION if sdpa else None,
-        fp32_unquantized=True, fp32_adapters=True, input_require_grads=True, keep_gradients=False, always_masked=False, release_logits=False,
+        fp32_unquantized=True, fp32_adapters=True, input_require_grads=True, keep_gradients=False, always_masked=False,
+        release_logits=False,
     )  # fmt: skip
     return Measured(
         row["model"], row["attn"], f"T4 {base} {row['attn']}", run, float(row["peak_allocated_mib"]),

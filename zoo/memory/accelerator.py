@@ -74,7 +74,10 @@ class Kind:
 
 @contextlib.contextmanager
 def semantics(kind: Kind) -> Iterator[None]:
-    """While entered, ``meta`` tensors run the operations that an accelerator of this kind runs."""
+    """While entered, ``meta`` tensors run the operations that an accelerator of this kind runs.
+
+    Raises `InputError` under autocast, whose casts happen on real devices only.
+    """
 
     def attention(
         query: torch.Tensor,
@@ -89,6 +92,8 @@ def semantics(kind: Kind) -> Iterator[None]:
     ) -> torch.Tensor:
         return _attention(kind, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
+    if torch.is_autocast_enabled("cuda"):
+        raise InputError(_AUTOCAST)
     with contextlib.ExitStack() as stack:
         for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
             owner: Any = importlib.import_module(module)
@@ -96,6 +101,8 @@ def semantics(kind: Kind) -> Iterator[None]:
                 if hasattr(owner, name):  # meta stands in for a device that has these kernels
                     kinds = [*getattr(owner, name)(), "meta"]
                     stack.enter_context(mock.patch.object(owner, name, return_value=kinds))
+        autocast = torch.amp.autocast_mode.autocast
+        stack.enter_context(mock.patch.object(autocast, "__init__", _no_autocast(autocast.__init__)))
         library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         stack.callback(library._destroy)
         library.impl("scaled_dot_product_attention", attention, "AutogradMeta")
@@ -234,13 +241,21 @@ def temporaries(kind: Kind, func: Any, args: Any, out: Any) -> list[int]:
     return rule(kind, args, out) if rule is not None else []
 
 
-def refuse_autocast() -> None:
-    """Raise `InputError` under autocast, whose casts happen on real devices only."""
-    if torch.is_autocast_enabled("cuda"):
-        raise InputError(
-            "predicting an accelerator: torch.autocast is on, and its casts cannot be seen without the device; "
-            "give the model the type that it shall compute in, such as model.to(torch.bfloat16)"
-        )
+_AUTOCAST = (
+    "predicting an accelerator: torch.autocast is on, and its casts cannot be seen without the device; "
+    "give the model the type that it shall compute in, such as model.to(torch.bfloat16)"
+)
+
+
+def _no_autocast(plain: Any) -> Any:
+    """`torch.autocast.__init__` that refuses: without CUDA it would switch itself off and go on."""
+
+    def init(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> None:
+        if enabled and device_type != "cpu":
+            raise InputError(_AUTOCAST)
+        plain(self, device_type, dtype, enabled, cache_enabled)
+
+    return init
 
 
 def _softmax_backward(kind: Kind, args: Any, out: Any) -> list[int]:

@@ -88,7 +88,6 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
         if func._schema.name in accelerator.PRODUCTS and args[0].device.type == "meta":
-            accelerator.refuse_autocast()
             # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
             backward = torch._C._current_graph_task_id() != -1
             if backward not in self._threads:
@@ -125,8 +124,9 @@ def _adds_in_place(args: Any, kwargs: Any) -> bool:
     alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
     if not alike or not is_non_overlapping_and_dense_or_false(first):
         return False
-    holders: Any = torch._C._storage_Use_Count(first.untyped_storage()._cdata)  # type: ignore[attr-defined]
-    return first._use_count() == 4 and holders == 2  # type: ignore[attr-defined]
+    holders: int = torch._C._storage_Use_Count(first.untyped_storage()._cdata)
+    tensors: int = first._use_count()  # type: ignore[attr-defined]
+    return tensors == 4 and holders == 2
 
 
 @contextlib.contextmanager
