@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,13 +154,6 @@ def run_steps(
     return seen
 
 
-def ragged(batch: Batch) -> Batch:
-    """The batch with its first row cut in half: models skip the mask of a batch without any padding."""
-    mask = batch.inputs["attention_mask"].clone()
-    mask[0, mask.shape[1] // 2 :] = 0
-    return Batch({**batch.inputs, "attention_mask": mask}, batch.targets, batch.weight, batch.rows)
-
-
 def predicted(
     card: ModelCard,
     task: Task,
@@ -186,12 +178,11 @@ def measured(
     card: ModelCard, task: Task, techniques: Sequence[Technique], rows: int, length: int, *, accumulation: int = 1
 ) -> dict[str, int]:
     """Peaks by phase of two real steps, from the profiler."""
-    gc.collect()
     meter = CpuMeter()
     setup = build(card, task, techniques, CPU, max_grad_norm=1.0, load=loader_of(card, "random", 0))
     setup.phase = meter.phase
     for _ in range(2):
-        step = [ragged(task.blank_batch(card, rows, length)) for _ in range(accumulation)]
+        step = [task.blank_batch(card, rows, length) for _ in range(accumulation)]
         train_step(setup, step)
         del step
     return meter.stop()

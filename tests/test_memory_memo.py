@@ -54,7 +54,6 @@ def _adapters_are_imported() -> None:
     ("name", "kind"),
     [
         ("esm2_t6_8m", "sequence_regression"),
-        ("rxnmapper_albert", "sequence_classification"),
         ("antiberty", "masked_language_modelling"),
     ],
 )
