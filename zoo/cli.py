@@ -176,7 +176,7 @@ def evaluate(
     else:
         from zoo import console
 
-        console.show_metrics(found)
+        console.show_metrics(found, opened.split if source is None else "none: every row of the file")
 
 
 @app.command()

@@ -175,9 +175,9 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything about this run is in {folder}")
 
 
-def show_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
+def show_metrics(found: Mapping[str, Mapping[str, float]], split: str) -> None:
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
-    table = Table("part", *names, box=None, padding=(0, 2))
+    table = Table("part", *names, box=None, padding=(0, 2), title=f"split {split}", title_justify="left")
     for part, metrics in found.items():
         table.add_row(part, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names))
     console.print(table)

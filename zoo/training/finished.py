@@ -55,6 +55,11 @@ class Run:
         model = load_model(job, folder.model, device, precision=plan["techniques"]["precision"])
         return cls(job, model, device, folder, plan)
 
+    @property
+    def split(self) -> str:
+        """The name of the split that the run's metrics belong to."""
+        return str(json.loads(self.folder.summary.read_text())["split"])
+
     def predict_table(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``."""
         examples, errors = self.job.task.read_inputs(self.job, self._fetch, table)
