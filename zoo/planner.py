@@ -288,14 +288,15 @@ class _Tracer:
             family = self._family(techniques)
             found = [family.estimate(self.depth or family.depth, size, n, self.rates) for size, n in divisions]
         except Irregular:
-            found = [self._full(techniques, size, n, self.searching) for size, n in divisions]
+            found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
         return [self._plan(techniques, size, n, e) for (size, n), e in zip(divisions, found, strict=True)]
 
     def confirm(self, plan: Plan) -> Plan:
         """The plan with the peaks of a trace of exactly its batch."""
         shallow = self.depth is not None and self.depth > FULL_TRACE_DEPTH
         count = plan.accumulation_steps
-        exact = self._full(plan.techniques, plan.micro_batch_size, count, self.confirming, shallow=shallow)
+        steps = 1 if shallow else 2
+        exact = self._full(plan.techniques, plan.micro_batch_size, count, self.confirming, shallow=shallow, steps=steps)
         estimate = Estimate(exact.peak_by_phase, exact.peak_by_category, plan.estimate.seconds)
         return self._plan(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, estimate)
 
@@ -311,11 +312,17 @@ class _Tracer:
         return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
 
     def _full(
-        self, techniques: tuple[Technique, ...], size: int, count: int, world: World, *, shallow: bool = False
+        self,
+        techniques: tuple[Technique, ...],
+        size: int,
+        count: int,
+        world: World,
+        *,
+        steps: int,
+        shallow: bool = False,
     ) -> Estimate:
-        """Estimate at exactly `size` rows, from traces of this very batch."""
+        """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
         cards = [self.job.card.shallow(depth) for depth in SHALLOW] if shallow else [self.job.card]
-        steps = 1 if shallow else 2
         tapes = [
             Tape.of(
                 self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),
@@ -324,7 +331,8 @@ class _Tracer:
             for card in cards
         ]
         family = Family(tapes[0], tapes[1] if shallow else None, SHALLOW[0] if shallow else 0)
-        return family.estimate(self.depth or 0, size, count, self.rates)
+        # A second step is a second pass to the estimate, which one with a single micro-batch would leave out.
+        return family.estimate(self.depth or 0, size, max(count, steps), self.rates)
 
     def _trace(
         self,
