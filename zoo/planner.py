@@ -306,9 +306,14 @@ class _Tracer:
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
         cards = [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
-        tapes = [
-            Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True) for card in cards
-        ]
+        try:
+            tapes = [
+                Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True) for card in cards
+            ]
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
         return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
 
     def _full(
