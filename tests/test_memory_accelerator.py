@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from benchmarks.measured_gpus import predict, t4_row
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as imported_by_name
@@ -333,3 +334,39 @@ def test_entering_and_leaving_the_world_restores_what_it_replaces() -> None:
         pass
     with without_storage("meta") as (_, ledger):
         assert made(ledger, lambda: F.softmax(x, -1, dtype=FLOAT)) == [64, 64]  # its input is converted before
+
+
+# ------------------------------------------------------------------------------------------------------ published runs
+
+TINYLLAMA_ON_T4 = {
+    "run_id": "", "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "hidden": "2048", "layers": "22", "heads": "32",
+    "kv_heads": "4", "head_dim": "64", "ffn": "5632", "vocab": "32000", "tied": "False", "quant": "none",
+    "double_quant": "False", "compute_dtype": "fp16", "lora_r": "32", "lora_targets": "q_proj k_proj v_proj o_proj",
+    "grad_ckpt": "non-reentrant", "batch": "2", "seq": "1024", "resident_before_step_mib": "2134.5517578125",
+}  # fmt: skip
+"""fitcheck-llm 0.3.1 sdist, ``data/measurements/t4-sweep-2026-09-15.json`` (MIT), torch 2.14 on a Tesla T4."""
+
+
+@pytest.mark.parametrize(
+    ("attention", "forward", "backward", "optimizer", "reserved"),
+    [
+        ("eager", 3048.86572265625, 3518.083984375, 2429.31787109375, 4226),
+        ("sdpa", 3045.86572265625, 3287.833984375, 2430.31787109375, 3532),
+    ],
+)
+def test_a_published_run_is_met(
+    attention: str, forward: float, backward: float, optimizer: float, reserved: float
+) -> None:
+    phases = {"forward": forward, "backward": backward, "optimizer": optimizer}
+    row = t4_row(
+        {
+            **TINYLLAMA_ON_T4, "attn": attention, "peak_allocated_mib": str(backward),
+            "peak_reserved_mib": str(reserved), **{f"peak_{name}_mib": str(size) for name, size in phases.items()},
+        }
+    )  # fmt: skip
+    found = predict(row.run)
+    # 0.1 %: small tensors that the source's script keeps beside the model are not known
+    assert {name: peak.allocated / MIB for name, peak in found.phases.items()} == pytest.approx(phases, rel=1e-3)
+    assert found.resident / MIB == pytest.approx(row.resident, rel=1e-3)
+    assert found.reserved / MIB == pytest.approx(reserved, rel=1e-2)
+    assert found.phase == row.phase
