@@ -14,8 +14,7 @@ from zoo.card import ModelCard, load_ref
 from zoo.domain import Head, Tokenizer, find_model
 from zoo.domain import models as _models
 from zoo.planner import Decision
-from zoo.recipe_file import read_recipe
-from zoo.resolve import Job, resolve
+from zoo.resolve import Job, load_job
 from zoo.step import materialise, storage_free
 from zoo.training import run as _run
 from zoo.training.finished import Run, predict_file
@@ -59,7 +58,7 @@ def _job(recipe: str | Path, budget: str | int | None, gpu: str | None, override
     given = list(overrides)
     given += [f"budget.device={budget}"] if budget is not None else []
     given += [f"budget.gpu={gpu}"] if gpu is not None else []
-    return resolve(read_recipe(recipe, given))
+    return load_job(recipe, given)
 
 
 def plan(

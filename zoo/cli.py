@@ -72,14 +72,13 @@ def _job(
     gpu: str | None = None,
     max_steps: int | None = None,
 ) -> Job:
-    from zoo.recipe_file import read_recipe
-    from zoo.resolve import resolve
+    from zoo.resolve import load_job
 
     given = list(overrides or ())
     given += [f"budget.device={budget}"] if budget else []
     given += [f"budget.gpu={gpu}"] if gpu else []
     given += [f"train.max_steps={max_steps}"] if max_steps else []
-    return resolve(read_recipe(path, given))
+    return load_job(path, given)
 
 
 def _print_json(content: Any) -> None:

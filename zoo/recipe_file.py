@@ -6,6 +6,7 @@ techniques are checked by `zoo.resolve`, which knows what is installed.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -68,8 +69,35 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     recipe, wrong = _check(data, places.unusable)
     problems += [problem for problem in wrong if problem[0] not in places.unusable]
     if problems or recipe is None:
-        raise InputError(places.sentences(problems))
+        rest, _ = _check(_without(data, [key for key, _ in problems]), places.unusable)
+        usable = None if rest is None else RecipeFile(rest, file, text, tuple(overrides), places)
+        raise RecipeError(places.sentences(problems), usable)
     return RecipeFile(recipe, file, text, tuple(overrides), places)
+
+
+class RecipeError(InputError):
+    """A recipe whose shape is wrong. `usable` is what is left of it without the wrong keys, where that is a recipe:
+    the names in it can still be looked up, so that those that are wrong are reported at the same time."""
+
+    def __init__(self, problems: Sequence[str], usable: RecipeFile | None) -> None:
+        super().__init__(problems)
+        self.usable = usable
+
+
+def _without(data: Mapping[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
+    """`data` without `keys`, and with something in the places of what has no default and no name to look up."""
+    rest: dict[str, Any] = copy.deepcopy(dict(data))
+    for key in keys:
+        section: Any = rest
+        for name in key[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        if key and isinstance(section, dict):
+            section.pop(key[-1], None)
+    rest.setdefault("name", "unnamed")
+    train = rest.setdefault("train", {})
+    if isinstance(train, dict) and "epochs" not in train:
+        train.setdefault("max_steps", 1)
+    return rest
 
 
 def _text(file: Path) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from zoo.domain import Domain, Task, datasets, domains, models
 from zoo.errors import InputError, nearest, unknown
 from zoo.explain import validate
 from zoo.recipe import Recipe
-from zoo.recipe_file import RecipeFile
+from zoo.recipe_file import RecipeError, RecipeFile, read_recipe
 from zoo.strict_yaml import Key, Problems
 from zoo.techniques import Technique, registry
 
@@ -37,6 +39,27 @@ class Job:
     dataset: DatasetCard | None
     choices: Mapping[str, tuple[Technique, ...]]
     left_out: tuple[tuple[Technique, str], ...] = ()
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a recipe and look up its names. Raises `InputError` with the problems of both, in the order of the file."""
+    try:
+        file = read_recipe(path, overrides)
+    except RecipeError as error:
+        problems = list(error.problems)
+        if error.usable is not None:
+            try:
+                resolve(error.usable)
+            except InputError as more:
+                problems += [problem for problem in more.problems if problem not in problems]
+        raise InputError(sorted(problems, key=_line)) from None
+    return resolve(file)
+
+
+def _line(problem: str) -> int:
+    """The line that a problem starts with; overrides come last."""
+    found = re.match(r".*?:(\d+)[: ]", problem)
+    return int(found[1]) if found and not problem.startswith("--set") else sys.maxsize
 
 
 def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
