@@ -10,6 +10,7 @@ import pytest
 
 from zoo.errors import InputError
 from zoo.recipe_file import RecipeFile, read_recipe
+from zoo.resolve import load_job
 
 GOOD = """\
 name: toy
@@ -355,3 +356,22 @@ def test_a_recipe_file_can_be_compared_and_shown(folder: Path) -> None:
     assert read(folder, GOOD) == read(folder, GOOD)
     assert "Places" not in repr(read(folder, GOOD))
     json.dumps(read(folder, GOOD).recipe.model_dump(mode="json"))
+
+
+def test_wrong_keys_and_wrong_names_are_reported_together_in_the_order_of_the_file(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "name: x\n"
+        "domain: chemistry\n"
+        "model: rxnmaper_albert\n"
+        "task: sequence_regression\n"
+        "data: {source: freesolv, columns: {input: smiles, target: expt}, splt: {method: random}}\n"
+        "train: {epocs: 3}\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_job(path)
+    lines = [int(problem.removeprefix(f"{path}:").split()[0]) for problem in error.value.problems]
+    assert lines == [3, 5, 6]
+    assert 'did you mean "rxnmapper_albert"?' in error.value.problems[0]
+    assert 'did you mean "split"?' in error.value.problems[1]
+    assert 'did you mean "epochs"?' in error.value.problems[2]

@@ -14,7 +14,7 @@ from zoo.card import DatasetCard, ModelCard, Source
 from zoo.domain import Domain
 from zoo.errors import InputError
 from zoo.recipe_file import read_recipe
-from zoo.resolve import Job, load_job, resolve
+from zoo.resolve import Job, resolve
 from zoo.resources import shared
 
 SHIPPED = sorted((shared() / "recipes").rglob("*.yaml"))
@@ -323,22 +323,3 @@ def test_every_shipped_recipe_resolves(path: Path, monkeypatch: pytest.MonkeyPat
     found = resolve(read_recipe(path))
     assert found.card.name == found.recipe.model
     assert all(found.choices.values())
-
-
-def test_wrong_keys_and_wrong_names_are_reported_together_in_the_order_of_the_file(tmp_path):
-    path = tmp_path / "bad.yaml"
-    path.write_text(
-        "name: x\n"
-        "domain: chemistry\n"
-        "model: rxnmaper_albert\n"
-        "task: sequence_regression\n"
-        "data: {source: freesolv, columns: {input: smiles, target: expt}, splt: {method: random}}\n"
-        "train: {epocs: 3}\n"
-    )
-    with pytest.raises(InputError) as error:
-        load_job(path)
-    lines = [int(problem.removeprefix(f"{path}:").split()[0]) for problem in error.value.problems]
-    assert lines == [3, 5, 6]
-    assert 'did you mean "rxnmapper_albert"?' in error.value.problems[0]
-    assert 'did you mean "split"?' in error.value.problems[1]
-    assert 'did you mean "epochs"?' in error.value.problems[2]
