@@ -1,0 +1,366 @@
+"""The planner's choices: what it prefers, what it refuses and with which numbers, and what it costs to ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Recipes
+from torch import nn
+from typer.testing import CliRunner
+
+from zoo import planner
+from zoo.cli import app
+from zoo.domain import Batch
+from zoo.errors import DoesNotFit, InputError
+from zoo.planner import Decision, Plan, Workload, decide, limits_of
+from zoo.recipe import Budget
+from zoo.resolve import Job
+from zoo.resources import shared
+from zoo.step import PHASES
+from zoo.tasks.regression import SequenceRegression
+from zoo.tasks.sequence import logits
+from zoo.training import run
+from zoo.units import GIB, MIB
+
+OPEN: dict[str, Any] = {"techniques": {}, "train.global_batch_size": 16, "budget": {}}
+WORK = Workload(100, 64, "64 inputs of 100 tokens")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trace_each_combination_once() -> Iterator[None]:
+    """What a combination takes does not depend on the budget, and most tests here ask about budgets."""
+    traced: dict[Any, Any] = {}
+    original = planner._Tracer._family
+
+    def remembered(self: Any, techniques: Any) -> Any:
+        key = (id(self.job.task), self.job.card.name, tuple(sorted(self.job.card.roles)), self.tokens, techniques)
+        if key not in traced:
+            traced[key] = self.job, original(self, techniques)
+        return traced[key][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner._Tracer, "_family", remembered)
+        yield
+
+
+def _decide(job: Job, device: int | None, host: int | None = None) -> Decision:
+    """Plan for the CPU with a budget in bytes."""
+    return decide(job, WORK, limits_of(Budget(device=device, host=host)))
+
+
+@pytest.fixture(scope="module", name="job")
+def _job(session_recipes: Callable[[str], Recipes]) -> Job:
+    """Everything left open."""
+    return session_recipes("planner").job(OPEN)
+
+
+@pytest.fixture(scope="module", name="generous")
+def _generous(job: Job) -> Decision:
+    return _decide(job, 64 * GIB)
+
+
+@pytest.fixture(scope="module", name="full")
+def _full(session_recipes: Callable[[str], Recipes]) -> Job:
+    """Only checkpointing and the division of the batch are left open."""
+    return session_recipes("full").job({**OPEN, "techniques": {"precision": "fp32", "adapter": "full"}})
+
+
+def _option(plan: Plan, key: str) -> str:
+    return next(t.name for t in plan.techniques if t.key == key)
+
+
+def _changes(plan: Plan) -> bool:
+    return any(t.exactness == "changes-model" for t in plan.techniques)
+
+
+# ------------------------------------------------------------------------------------------------ preference
+
+
+def test_a_generous_budget_takes_the_fastest_plan_that_does_not_change_the_model(generous: Decision) -> None:
+    assert generous.fits
+    faithful = [p for p in generous.considered if not _changes(p)]
+    assert generous.chosen.estimate.seconds == min(p.estimate.seconds for p in faithful)
+    assert min(p.estimate.seconds for p in generous.considered) < generous.chosen.estimate.seconds, (
+        "training less is faster, and still not chosen"
+    )
+    assert (_option(generous.chosen, "adapter"), _option(generous.chosen, "checkpointing")) == ("full", "none")
+    assert (generous.chosen.micro_batch_size, generous.chosen.accumulation_steps) == (16, 1)
+
+
+def test_every_combination_and_division_is_considered(job: Job, generous: Decision) -> None:
+    combinations = 1
+    for options in job.choices.values():
+        combinations *= len(options)
+    assert len(generous.considered) == combinations * 5
+    assert {p.micro_batch_size for p in generous.considered} == {16, 8, 4, 2, 1}
+    assert all(p.micro_batch_size * p.accumulation_steps == 16 for p in generous.considered)
+    assert len(generous.rejected) == combinations - 1
+    assert all(r.reason for r in generous.rejected)
+
+
+def test_a_tighter_budget_checkpoints_and_a_still_tighter_one_divides_the_batch(full: Job) -> None:
+    considered = _decide(full, 64 * GIB).considered
+    whole = {_option(p, "checkpointing"): p for p in considered if p.accumulation_steps == 1}
+    assert whole["block"].peak_bytes < whole["none"].peak_bytes
+    undivided = max(whole["block"].peak_bytes, 1)
+    kept = [p for p in considered if _option(p, "checkpointing") == "none" and p.peak_bytes <= undivided]
+    fastest = min([*kept, whole["block"]], key=lambda p: p.estimate.seconds)
+    tighter = _decide(full, undivided)
+    assert tighter.fits
+    assert tighter.chosen.techniques == fastest.techniques
+    below = min(p.peak_bytes for p in considered if _option(p, "checkpointing") == "none") - 1
+    checkpointed = _decide(full, below)
+    assert checkpointed.fits
+    assert _option(checkpointed.chosen, "checkpointing") == "block"
+    divided = _decide(full, whole["block"].peak_bytes - 1)
+    assert divided.fits
+    assert divided.chosen.accumulation_steps > 1
+    smallest = _decide(full, min(p.peak_bytes for p in considered) + 1)
+    assert smallest.fits
+    assert _option(smallest.chosen, "checkpointing") == "block"
+    assert smallest.chosen.accumulation_steps > 1
+    assert smallest.chosen.exactness == "rounding", "a divided batch is exact up to rounding only"
+    assert any("micro-batch: " in reason for reason in smallest.reasons)
+
+
+def test_adapters_are_the_last_resort_and_only_where_the_recipe_leaves_them_open(
+    job: Job, full: Job, generous: Decision
+) -> None:
+    faithful = min(p.peak_bytes for p in generous.considered if not _changes(p))
+    lora = min(p.peak_bytes for p in generous.considered if _option(p, "adapter") == "lora")
+    assert lora < faithful
+    just = _decide(job, faithful)
+    assert just.fits
+    assert not _changes(just.chosen)
+    below = _decide(job, faithful - 1)
+    assert below.fits
+    assert _option(below.chosen, "adapter") == "lora"
+    assert below.chosen.exactness == "changes-model"
+    assert any("adapter: lora" in reason and "does not fit" in reason for reason in below.reasons)
+    head = _decide(job, lora - 1)
+    assert head.fits
+    assert _option(head.chosen, "adapter") == "head"
+    assert not _decide(full, faithful - 1).fits, "fp32 and full are the recipe's word"
+
+
+def test_less_memory_never_makes_a_step_faster(job: Job, generous: Decision) -> None:
+    budgets = sorted({p.peak_bytes for p in generous.considered if not _changes(p)})
+    seconds = [_decide(job, budget).chosen.estimate.seconds for budget in budgets[:: max(len(budgets) // 4, 1)]]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+# ------------------------------------------------------------------------------------------------ what is given by hand
+
+
+def test_techniques_given_by_hand_are_kept_and_refused_with_the_numbers(
+    session_recipes: Callable[[str], Recipes],
+) -> None:
+    given = {"precision": "fp32", "adapter": {"lora": {"rank": 3}}, "checkpointing": "none"}
+    job = session_recipes("by_hand").job({**OPEN, "techniques": given})
+    decision = _decide(job, 64 * GIB)
+    names = decision.to_json()["chosen"]["techniques"]
+    assert names == {"precision": "fp32", "adapter": "lora(rank=3)", "checkpointing": "none", "optimizer": "adamw"}
+    refused = _decide(job, MIB)
+    assert not refused.fits
+    assert refused.to_json()["chosen"]["techniques"] == names
+    assert "nothing fits 1.00 MiB" in refused.reasons[0]
+    assert f"{refused.chosen.peak_bytes} bytes" in refused.reasons[0]
+
+
+def test_an_impossible_budget_names_the_smallest_that_would_do(job: Job) -> None:
+    decision = _decide(job, 1000)
+    assert not decision.fits
+    assert decision.chosen.peak_bytes == min(p.peak_bytes for p in decision.considered)
+    assert "nothing fits 1000 B (1000 B as the budget says)" in decision.reasons[0]
+    assert f"the smallest budget that would do is {decision.chosen.peak_bytes} bytes" in decision.reasons[0]
+    again = _decide(job, decision.chosen.peak_bytes)
+    assert again.fits, "the smallest budget is not enough"
+    assert again.chosen.techniques == decision.chosen.techniques
+    assert again.chosen.peak_bytes == decision.chosen.peak_bytes
+    less = _decide(job, decision.chosen.peak_bytes - 1)
+    assert not less.fits
+    assert less.chosen.peak_bytes == decision.chosen.peak_bytes
+
+
+def test_a_full_host_is_refused_too(full: Job) -> None:
+    decision = _decide(full, 64 * GIB, host=MIB)
+    assert not decision.fits
+    assert all("does not fit the host: " in r.reason and "1.00 MiB" in r.reason for r in decision.rejected)
+
+
+def test_training_that_does_not_fit_is_refused_before_anything_is_built(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "build_for", lambda *_, **__: pytest.fail("built in spite of the plan"))
+    job = recipes.job({"budget": {"device": "1MiB"}})
+    with pytest.raises(DoesNotFit) as caught:
+        run.train(job)
+    said = str(caught.value)
+    assert "nothing fits 1.00 MiB" in said
+    assert "the smallest budget that would do is" in said
+    assert "it would use precision fp32, adapter full, checkpointing none" in said
+
+
+def test_a_combination_that_cannot_be_built_says_why(job: Job) -> None:
+    roles = {role: globs for role, globs in job.card.roles.items() if role != "block"}
+    blockless = replace(job, card=job.card.model_copy(update={"roles": roles}))
+    decision = _decide(blockless, 64 * GIB)
+    assert decision.fits
+    without = [r for r in decision.rejected if r.plan is None]
+    assert without
+    assert all("has no role block" in r.reason for r in without)
+    only = {**job.choices, "checkpointing": job.choices["checkpointing"][1:]}
+    with pytest.raises(InputError, match="sapiens_vh has no role block"):
+        _decide(replace(blockless, choices=only), 64 * GIB)
+
+
+# ------------------------------------------------------------------------------------------------ predictions
+
+
+def test_the_chosen_plan_is_what_training_measures(recipes: Recipes) -> None:
+    """The same numbers through the front door, with accumulation and an unequal last micro-batch."""
+    job = recipes.job({"train.max_steps": 3, "train.global_batch_size": 7, "train.max_grad_norm": 1.0})
+    decision, _, _ = run.plan(job)
+    summary = run.train(job).summary
+    predicted, measured = (summary["memory"][f"{kind}_bytes"] for kind in ("predicted", "measured"))
+    assert predicted["peak"] == decision.chosen.peak_bytes
+    for phase in PHASES:
+        assert predicted[phase] == pytest.approx(measured[phase], rel=0.01)
+
+
+def test_the_optimizer_has_its_states_in_what_is_confirmed(full: Job) -> None:
+    """The first step of a run has none yet: its peak is not the run's."""
+    decision = _decide(full, 64 * GIB)
+    held = decision.chosen.estimate.peak_by_category
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.02)
+    rough = next(
+        p
+        for p in decision.considered
+        if p.techniques == decision.chosen.techniques and p.micro_batch_size == decision.chosen.micro_batch_size
+    )
+    assert decision.chosen.peak_bytes == pytest.approx(rough.peak_bytes, rel=0.005)
+
+
+class _Contrastive(SequenceRegression):
+    """Compares every row with every other: memory grows with the square of the rows."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        scores = logits(model, batch.inputs)
+        return (scores @ scores.t()).square().sum() / len(scores)
+
+
+def test_a_loss_over_pairs_of_rows_is_planned_by_full_traces(full: Job) -> None:
+    job = replace(full, task=_Contrastive())
+    decision = decide(job, replace(WORK, tokens=20), limits_of(Budget(device=64 * GIB)))
+    assert decision.fits
+    by_rows = {p.micro_batch_size: p for p in decision.considered if _option(p, "checkpointing") == "none"}
+    assert by_rows[16].peak_bytes > by_rows[1].peak_bytes
+    assert by_rows[1].estimate.seconds > by_rows[16].estimate.seconds, "sixteen small steps take longer than one"
+    assert decision.chosen.micro_batch_size == 16
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def _cli(*arguments: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["plan", *arguments, "--json"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(("budget", "code"), [("2GiB", 0), ("1MiB", 1)])
+def test_json_of_zoo_plan_keeps_its_contract(recipes: Recipes, budget: str, code: int) -> None:
+    path = recipes.write({"techniques.checkpointing": None})
+    exit_code, answer = _cli(str(path), "--budget", budget)
+    assert exit_code == code
+    assert answer["fits"] is (code == 0)
+    assert answer["budget_bytes"] == {"2GiB": 2 * GIB, "1MiB": MIB}[budget]
+    chosen = answer["chosen"]
+    assert set(chosen["techniques"]) == {"precision", "adapter", "checkpointing", "optimizer"}
+    assert chosen["micro_batch_size"] * chosen["accumulation_steps"] >= 8
+    assert chosen["exactness"] in ("bitwise", "rounding", "changes-model")
+    assert set(chosen["peak_by_phase"]) == {"forward", "backward", "optimizer"}
+    assert chosen["peak_bytes"]["allocated"] == max(chosen["peak_by_phase"].values())
+    assert sum(chosen["peak_by_category"].values()) == pytest.approx(chosen["peak_bytes"]["allocated"], abs=16)
+    assert isinstance(chosen["host_bytes"], int)
+    assert answer["rejected"]
+    for rejected in answer["rejected"]:
+        assert set(rejected["techniques"]) == set(chosen["techniques"])
+        assert rejected["reason"]
+        assert rejected["peak_bytes"] is None or rejected["peak_bytes"] > 0
+    assert all(isinstance(reason, str) for reason in answer["reasons"])
+
+
+SHIPPED = sorted((shared() / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_planned_within_its_budget(path: Path) -> None:
+    code, answer = _cli(str(path))
+    assert code == 0
+    assert answer["fits"]
+    assert 0 < answer["chosen"]["peak_bytes"]["allocated"] <= answer["budget_bytes"]
+
+
+def test_recipes_are_shipped() -> None:
+    assert {path.stem for path in SHIPPED} >= {"solubility", "freesolv", "mouse_v_genes", "antimicrobial_peptides"}
+
+
+# ------------------------------------------------------------------------------------------------ very large models
+
+_ASK = """
+import json, resource, sys
+from zoo import plan
+decision = plan(sys.argv[1])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"host": peak, **decision.to_json()}))
+"""
+
+
+def test_the_largest_model_is_planned_offline_in_little_memory(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = ["".join(draw.choice("ACDEFGHIKLMNPQRSTVWY") for _ in range(draw.randint(200, 398))) for _ in range(39)]
+    rows.insert(0, "A" * 398)
+    table = tmp_path / "proteins.csv"
+    table.write_text("sequence,value,part\n" + "\n".join(
+        f"{row},{i / 10},{'train' if i < 32 else 'test'}" for i, row in enumerate(rows)
+    ) + "\n")  # fmt: skip
+    recipe = tmp_path / "large.yaml"
+    recipe.write_text(yaml.safe_dump({
+        "name": "large", "domain": "biology", "model": "esm2_t48_15b", "task": "sequence_regression",
+        "data": {
+            "path": str(table), "columns": {"input": "sequence", "target": "value"},
+            "split": {"method": "column", "column": "part"},
+        },
+        "budget": {"device": "80GiB"},
+        "train": {"max_steps": 10, "global_batch_size": 8},
+    }))  # fmt: skip
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "ZOO_CACHE": str(cache), "ZOO_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK, str(recipe)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout.splitlines()[-1])
+    assert answer["host"] < 2 * 10**9
+    assert not cache.exists() or not any(p.is_file() for p in cache.rglob("*")), "something was downloaded"
+    assert answer["fits"]
+    chosen = answer["chosen"]
+    assert chosen["techniques"]["adapter"].startswith("lora"), "15 B parameters in full need 16 bytes each"
+    assert chosen["tokens_per_row"] == 400
+    weights = 15_129_100_194 * (2 if chosen["techniques"]["precision"] == "bf16" else 4)
+    assert chosen["peak_by_category"]["parameters"] == pytest.approx(weights, rel=0.01)
+    full = [r for r in answer["rejected"] if r["techniques"]["adapter"] == "full" and r["peak_bytes"]]
+    assert full
+    assert all(r["peak_bytes"] > 14 * 15_129_100_194 for r in full)
