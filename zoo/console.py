@@ -172,6 +172,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
         error = f"{(predicted / measured - 1) * 100:+.2f} %" if measured else "-"
         table.add_row(phase, format_bytes(predicted), format_bytes(measured), error)
     console.print(table)
+    for note in summary["notes"]:
+        console.print(f"  - {note}")
     console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything about this run is in {folder}")
 
 

@@ -94,6 +94,11 @@ def train(
     with _deterministic(job.recipe.train.seed), _metered(training_device()) as (device, meter):
         setup = build_for(job, decision.chosen, device, progress=progress)
         folder.prepare(resume=resume, needed_bytes=size_on_disk(setup))
+        if (limits.device.name == "cpu") != (device.type == "cpu"):
+            setup.notes.append(
+                f"planned for {limits.device.title}, trained on {device.type}: "
+                "predicted and measured memory are those of different devices"
+            )
         _describe(folder, job, resolved, decision, data)
         setup.phase = meter.phase
         before = state.progress_in(folder.checkpoint) if resume and folder.checkpoint.exists() else state.Progress()
