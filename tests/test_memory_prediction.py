@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_models import CPU, changed, defaults, measured, predicted, task_of
+from small_models import CPU, SCRATCH, changed, defaults, measured, predicted, task_of
 
 from zoo.domain import find_model
 from zoo.step import PHASES, build, train_step
@@ -69,7 +69,8 @@ def test_predicted_peaks_equal_measured_ones(name: str, options: dict[str, str])
     assert set(real) == set(PHASES)
     assert max(real.values()) > 20 * MIB
     for phase in PHASES:
-        assert fake.peaks()[phase] == pytest.approx(real[phase], rel=TOLERANCE), phase
+        allowed = max(TOLERANCE * real[phase], SCRATCH if options["precision"] == "bf16" else 0)
+        assert abs(fake.peaks()[phase] - real[phase]) <= allowed, f"{phase}: {fake.peaks()[phase]} for {real[phase]}"
         assert meta.peaks()[phase] == pytest.approx(fake.peaks()[phase], rel=0.002), f"{phase}: fake against meta"
     assert sum(fake.at_peak().values()) == with_peak(fake.peaks())["peak"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import MASKED, Recipes, peptides
+from small_models import SCRATCH
 
 from zoo.recipe import Train
 from zoo.training import loop
@@ -180,8 +181,11 @@ def test_the_summary_has_what_others_rely_on(regression_run: Path) -> None:
 def test_measured_memory_is_what_was_predicted(name: str, request: pytest.FixtureRequest) -> None:
     summary = json.loads((request.getfixturevalue(name) / "summary.json").read_text())
     predicted, measured = summary["memory"]["predicted_bytes"], summary["memory"]["measured_bytes"]
+    scratch = SCRATCH if summary["techniques"]["precision"] == "bf16" else 0
     for phase, amount in measured.items():
-        assert amount == pytest.approx(predicted[phase], rel=0.01), phase
+        assert abs(amount - predicted[phase]) <= max(0.01 * amount, scratch), (
+            f"{phase}: {predicted[phase]} for {amount}"
+        )
 
 
 def test_a_run_folder_tells_everything_about_the_run(regression_run: Path) -> None:
