@@ -29,8 +29,8 @@ from zoo.weights import fetch, initialise_and_load
 CPU = torch.device("cpu")
 SCRATCH = 128 * 1024
 """Bytes that oneDNN takes inside one 16-bit product on two threads, in no tensor of the program: 111,744 and 71,424
-were seen, none on one thread. It is more than 1 % of phases below 13 MiB only, which models of real size do not have; the
-table of `tests.benchmarks.cpu_memory` is held to 1 % without it."""
+were seen, none on one thread. It is more than 1 % of phases below 13 MiB only, which models of real size do not have;
+the table of `tests.benchmarks.cpu_memory` is held to 1 % without it."""
 
 _SIZES: dict[str, dict[str, int]] = {
     "esm2_t6_8m": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
