@@ -14,7 +14,7 @@ from zoo.card import ModelCard, load_ref
 from zoo.domain import Head, Tokenizer, find_model
 from zoo.domain import models as _models
 from zoo.planner import Decision
-from zoo.resolve import Job, load_job
+from zoo.resolve import load_job
 from zoo.step import materialise, storage_free
 from zoo.training import run as _run
 from zoo.training.finished import Run, predict_file
@@ -54,18 +54,11 @@ def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
     return Loaded(card, model.eval(), tokenizer)
 
 
-def _job(recipe: str | Path, budget: str | int | None, gpu: str | None, overrides: Overrides) -> Job:
-    given = list(overrides)
-    given += [f"budget.device={budget}"] if budget is not None else []
-    given += [f"budget.gpu={gpu}"] if gpu is not None else []
-    return load_job(recipe, given)
-
-
 def plan(
     recipe: str | Path, budget: str | int | None = None, *, gpu: str | None = None, overrides: Overrides = ()
 ) -> Decision:
     """What `zoo plan` answers: whether a recipe fits, how, and why."""
-    return _run.plan(_job(recipe, budget, gpu, overrides))[0]
+    return _run.plan(load_job(recipe, overrides, budget=budget, gpu=gpu))[0]
 
 
 def train(
@@ -79,7 +72,7 @@ def train(
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Train a recipe; returns the run's summary. Raises as `zoo.training.run.train` does."""
-    job = _job(recipe, budget, gpu, overrides)
+    job = load_job(recipe, overrides, budget=budget, gpu=gpu)
     folder = None if output is None else Path(output)
     return _run.train(job, output=folder, resume=resume, with_baselines=baselines).summary
 

@@ -78,11 +78,7 @@ def _job(
 ) -> Job:
     from zoo.resolve import load_job
 
-    given = list(overrides or ())
-    given += [f"budget.device={budget}"] if budget else []
-    given += [f"budget.gpu={gpu}"] if gpu else []
-    given += [f"train.max_steps={max_steps}"] if max_steps else []
-    return load_job(path, given)
+    return load_job(path, overrides or (), budget=budget or None, gpu=gpu or None, max_steps=max_steps)
 
 
 def _print_json(content: Any) -> None:

@@ -41,10 +41,22 @@ class Job:
     left_out: tuple[tuple[Technique, str], ...] = ()
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Read a recipe and look up its names. Raises `InputError` with the problems of both, in the order of the file."""
+def load_job(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    budget: str | int | None = None,
+    gpu: str | None = None,
+    max_steps: int | None = None,
+) -> Job:
+    """Read a recipe and look up its names. Raises `InputError` with the problems of both, in the order of the file.
+
+    `budget`, `gpu` and `max_steps` override ``budget.device``, ``budget.gpu`` and ``train.max_steps``.
+    """
+    named = {"budget.device": budget, "budget.gpu": gpu, "train.max_steps": max_steps}
+    given = [*overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
     try:
-        file = read_recipe(path, overrides)
+        file = read_recipe(path, given)
     except RecipeError as error:
         problems = list(error.problems)
         if error.usable is not None:
