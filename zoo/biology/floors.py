@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.biology.residues import STANDARD
-from zoo.errors import InputError, unknown
-
-_TASKS = ("sequence_classification", "sequence_regression")
+from zoo.tasks.floors import check_floor
 
 
 def features(inputs: Sequence[str]) -> NDArray[np.float64]:
@@ -38,13 +36,7 @@ def composition(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if task_name not in _TASKS:
-        raise InputError(unknown("baseline composition", "task of this baseline", task_name, _TASKS))
-    if not train_inputs or not test_inputs:
-        raise InputError(
-            f"baseline composition: needs sequences to learn from and to predict, got {len(train_inputs)} and "
-            f"{len(test_inputs)}"
-        )
+    check_floor("composition", "sequences", task_name, train_inputs, test_inputs)
     train, test = features(train_inputs), features(test_inputs)
     if task_name == "sequence_regression":
         ridge = make_pipeline(StandardScaler(), Ridge())

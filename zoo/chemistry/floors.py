@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import InputError, unknown
+from zoo.tasks.floors import check_floor
 
-_TASKS = ("sequence_regression", "sequence_classification")
 _TREES = 200
 _RADIUS, _BITS = 2, 2048  # ECFP4 in the customary folding
 
@@ -39,13 +38,7 @@ def ecfp_random_forest(
     """
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    if task_name not in _TASKS:
-        raise InputError(unknown("baseline ecfp_random_forest", "task of this baseline", task_name, _TASKS))
-    if not train_inputs or not test_inputs:
-        raise InputError(
-            f"baseline ecfp_random_forest: needs molecules to learn from and to predict, "
-            f"got {len(train_inputs)} and {len(test_inputs)}"
-        )
+    check_floor("ecfp_random_forest", "molecules", task_name, train_inputs, test_inputs)
     train, test = fingerprints(train_inputs), fingerprints(test_inputs)
     if task_name == "sequence_regression":
         # Square root of the bits per split, as for classification: on solubility as good as a third of them, in a
