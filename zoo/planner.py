@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from zoo.card import Exactness, ModelCard, Source
+from zoo.card import Exactness, ModelCard, Source, load_ref
 from zoo.data.prepare import Data
 from zoo.domain import Batch
 from zoo.errors import InputError
@@ -23,9 +23,10 @@ from zoo.memory.devices import Device, detect, find
 from zoo.memory.ledger import Record
 from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
+from zoo.memory.workers import spread
 from zoo.recipe import Budget
 from zoo.resolve import Job
-from zoo.step import PHASES, Setup, build, describe
+from zoo.step import PHASES, Setup, build, describe, storage_free
 from zoo.techniques import Technique, registry
 from zoo.units import format_bytes
 
@@ -172,19 +173,12 @@ def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
     best: list[Plan] = []
     rejected: list[Rejected] = []
     considered: list[Plan] = []
-    for techniques in itertools.product(*job.choices.values()):
-        lacking = {
-            f for t in techniques if len(job.choices[t.key]) > 1 for f in t.arithmetic - limits.device.arithmetic
-        }
-        if lacking:
-            rejected.append(
-                Rejected(techniques, f"{limits.device.title} has no {', '.join(sorted(lacking))} arithmetic")
-            )
-            continue
-        try:
-            plans = tracer.plans(techniques)
-        except InputError as error:
-            rejected.append(Rejected(techniques, str(error)))
+    combinations = list(itertools.product(*job.choices.values()))
+    tracer.warm_up()
+    outcomes = spread(lambda i: _tried(tracer, combinations[i], job, limits), len(combinations))
+    for techniques, plans in zip(combinations, outcomes, strict=True):
+        if isinstance(plans, str):
+            rejected.append(Rejected(techniques, plans))
             continue
         considered += plans
         fitting = [p for p in plans if limits.why_not(p) is None]
@@ -212,6 +206,17 @@ def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
         f"the smallest budget that would do is {smallest.peak_bytes} bytes ({format_bytes(smallest.peak_bytes)})",
     )
     return Decision(False, limits, workload, smallest, others, reasons, tuple(considered))
+
+
+def _tried(tracer: _Tracer, techniques: tuple[Technique, ...], job: Job, limits: Limits) -> list[Plan] | str:
+    """The combination with every division of the batch, or why it cannot be."""
+    lacking = {f for t in techniques if len(job.choices[t.key]) > 1 for f in t.arithmetic - limits.device.arithmetic}
+    if lacking:
+        return f"{limits.device.title} has no {', '.join(sorted(lacking))} arithmetic"
+    try:
+        return tracer.plans(techniques)
+    except InputError as error:
+        return str(error)
 
 
 def _preference(plan: Plan) -> tuple[int, float]:
@@ -284,6 +289,11 @@ class _Tracer:
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
+    def warm_up(self) -> None:
+        """Import what building the model imports, once for all processes that will trace it."""
+        with storage_free():
+            load_ref(self.job.card.build)(self._shallow()[0], self.job.task.head)
+
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch."""
         sizes = _halvings(self.global_batch)
@@ -310,16 +320,20 @@ class _Tracer:
         return Plan(techniques, size, count, estimate, host, self.tokens)
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
-        cards = [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
         try:
             tapes = [
-                Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True) for card in cards
+                Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True)
+                for card in self._shallow()
             ]
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
             raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
         return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
+
+    def _shallow(self) -> list[ModelCard]:
+        """The model of two depths where its depth counts, else the model."""
+        return [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
 
     def _full(
         self,
@@ -332,7 +346,7 @@ class _Tracer:
         shallow: bool = False,
     ) -> Estimate:
         """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
-        cards = [self.job.card.shallow(depth) for depth in SHALLOW] if shallow else [self.job.card]
+        cards = self._shallow() if shallow else [self.job.card]
         tapes = [
             Tape.of(
                 self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),

@@ -257,7 +257,7 @@ def _techniques(
     for key, options in registry().items():
         choice = written.get(key, "auto")
         if choice == "auto":
-            ready = [option() for option in options if not any(f.is_required() for f in option.model_fields.values())]
+            ready = [option() for option in options if option.automatic and not _required(option)]
             choices[key] = tuple(option for option in ready if not _missing_role(option, card))
             left_out += [(option, reason) for option in ready if (reason := _missing_role(option, card))]
             continue
@@ -265,6 +265,10 @@ def _techniques(
         picked = [_option(key, name, parameters, card, problems) for name, parameters in named.items()]
         choices[key] = tuple(option for option in picked if option is not None)
     return choices, tuple(left_out)
+
+
+def _required(option: type[Technique]) -> bool:
+    return any(field.is_required() for field in option.model_fields.values())
 
 
 def _option(

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from zoo.memory import memo
+from zoo.memory.leaves import tensors_in
 from zoo.memory.roofline import Cost, cost_of
 
 OUTSIDE = "outside"
@@ -90,6 +90,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._memoise = memoise
         self._closed = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch.compile never meets a ledger; guarding every operation against it costs a third of a trace
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
@@ -97,12 +101,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out, cost = memo.run(func, args, kwargs or {})
         else:
             out, cost = func(*args, **(kwargs or {})), None
-        if isinstance(out, torch.Tensor):
-            self._see(out)
-        else:
-            for leaf in tree_iter(out):
-                if isinstance(leaf, torch.Tensor):
-                    self._see(leaf)
+        for tensor in tensors_in(out):
+            self._see(tensor)
         if self._count_costs and self._phase != OUTSIDE:
             self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_iter
 
+from zoo.memory.leaves import tensors_in
 from zoo.memory.roofline import Cost, cost_of
 
 Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -39,8 +39,8 @@ def run(func: Any, args: Any, kwargs: Any) -> tuple[Any, Cost]:
 
 def _shares_storage(out: Any, given: Any) -> bool:
     """Some operations return what they were given without their schema saying so."""
-    inputs = {leaf.untyped_storage()._cdata for leaf in tree_iter(given) if isinstance(leaf, torch.Tensor)}
-    return any(leaf.untyped_storage()._cdata in inputs for leaf in tree_iter(out) if isinstance(leaf, torch.Tensor))
+    inputs = {tensor.untyped_storage()._cdata for tensor in tensors_in(given)}
+    return any(tensor.untyped_storage()._cdata in inputs for tensor in tensors_in(out))
 
 
 def _key(value: Any) -> Any:

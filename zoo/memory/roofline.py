@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
+
+from zoo.memory.leaves import tensors_in
 
 _VIEWS = frozenset(
     name
@@ -37,10 +38,9 @@ def cost_of(func: Any, args: Any, kwargs: Any, out: Any) -> Cost:
         return Cost(0, 0, False)
     moved = 0
     half = False
-    for leaf in (*tree_iter(args), *tree_iter(kwargs), *tree_iter(out)):
-        if isinstance(leaf, torch.Tensor):
-            moved += leaf.numel() * leaf.element_size()
-            half = half or leaf.dtype in (torch.bfloat16, torch.float16)
+    for tensor in tensors_in(args, kwargs, out):
+        moved += tensor.numel() * tensor.element_size()
+        half = half or tensor.dtype in (torch.bfloat16, torch.float16)
     counter = flop_registry.get(packet)
     flops = int(counter(*args, **kwargs, out_val=out)) if counter is not None else 0
     return Cost(flops, moved, half)

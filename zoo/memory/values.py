@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_any, tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from zoo.memory.leaves import tensors_in
 
 LARGEST = 2**16
 """Elements of the largest tensor that is followed."""
@@ -32,26 +34,26 @@ class Values:
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Note what an operation that returned `out` does to values."""
-        inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        mutable = func._schema.is_mutable
+        inputs = tensors_in(args, kwargs)
         if not inputs and not _makes_values(func):
             return
         if not all(t.device.type == "cpu" or t in self._known for t in inputs):
-            if mutable:
+            if func._schema.is_mutable:
                 self._forget(args[0])
             return
-        small = all(t.numel() <= LARGEST for t in tree_iter(out) if isinstance(t, torch.Tensor))
-        if not small or not tree_any(lambda leaf: isinstance(leaf, torch.Tensor) and leaf.device.type == "meta", out):
+        outputs = tensors_in(out)
+        small = all(t.numel() <= LARGEST for t in outputs)
+        if not small or not any(t.device.type == "meta" for t in outputs):
             return
         try:
             with _disable_current_modes():
                 real = self._run(func, args, kwargs)
         except (RuntimeError, NotImplementedError):
-            if mutable:
+            if func._schema.is_mutable:
                 self._forget(args[0])
             return
-        for made, value in zip(tree_iter(out), tree_iter(real), strict=True):
-            if isinstance(made, torch.Tensor) and isinstance(value, torch.Tensor) and made.device.type == "meta":
+        for made, value in zip(outputs, tensors_in(real), strict=True):
+            if made.device.type == "meta":
                 self._known[made] = value
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -66,8 +68,8 @@ class Values:
             torch.set_rng_state(state)
 
     def _forget(self, changed: Any) -> None:
-        for tensor in tree_iter(changed):
-            if isinstance(tensor, torch.Tensor) and tensor in self._known:
+        for tensor in tensors_in(changed):
+            if tensor in self._known:
                 storage = tensor.untyped_storage()._cdata
                 for other in [t for t in self._known if t.untyped_storage()._cdata == storage]:
                     del self._known[other]

@@ -34,6 +34,7 @@ class Technique(Frozen):
     - `exactness`: ``bitwise`` (training is the same to the bit), ``rounding`` (the same up to `tolerance`, relative
       to a float64 reference), ``changes-model`` (another model or other trained parameters).
     - `arithmetic`: number formats that the device must have for the planner to choose this by itself.
+    - `automatic`: whether the planner tries this where a recipe leaves the key open; else a recipe has to name it.
     """
 
     key: ClassVar[str]
@@ -43,6 +44,7 @@ class Technique(Frozen):
     exactness: ClassVar[Exactness]
     tolerance: ClassVar[float] = 0.0
     arithmetic: ClassVar[frozenset[str]] = frozenset()
+    automatic: ClassVar[bool] = True
 
     def why_not(self, setup: Setup) -> str | None:
         """Why this cannot be applied to `setup` (whose model is not loaded yet), or None."""
@@ -64,7 +66,7 @@ class Technique(Frozen):
 @functools.cache
 def registry() -> Mapping[str, tuple[type[Technique], ...]]:
     """Every technique key and its options, default first. Raises `InputError` for two modules with one key."""
-    modules = [f"{__name__}.{info.name}" for info in pkgutil.iter_modules(__path__)]
+    modules = [f"{__name__}.{info.name}" for info in pkgutil.iter_modules(__path__) if info.name[0] != "_"]
     modules += [entry.value for entry in entry_points(group="zoo.techniques")]
     found: dict[str, tuple[type[Technique], ...]] = {}
     for name in modules:
