@@ -51,8 +51,8 @@ def test_every_event_of_a_deep_model_is_told_by_three_shallow_ones(name: str, te
 
 
 def test_so_it_is_on_the_cpu() -> None:
-    made = deepen([_trace("antiberty", depth, "lora", "fake") for depth in SHALLOW], SHALLOW, 7)
-    whole = _trace("antiberty", 7, "lora", "fake")
+    made = deepen([_trace("antiberty", depth, "bf16-lora-block", "fake") for depth in SHALLOW], SHALLOW, 7)
+    whole = _trace("antiberty", 7, "bf16-lora-block", "fake")
     assert (made.events, made.sizes, made.labels) == (whole.events, whole.sizes, whole.labels)
 
 

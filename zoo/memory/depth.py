@@ -3,7 +3,7 @@
 In a stack of identical blocks every phase is ``A X X ... X B Y Y ... Y C ...``: loops over the blocks, and what happens
 between them. Traces of three depths tell them apart, and how an event of a block finds the storage that it frees: it is
 the n-th youngest of those that are still alive of the phase in which it was born, and n changes by a fixed amount from
-block to block and from depth to depth. What comes out is the trace of the deep model event by event, as a replay through
+block to block and from depth to depth. What comes out is the deep model's trace, event by event, as a replay through
 an allocator needs it. Where anything does not agree, `Irregular` says so, and only the deep model's own trace tells.
 """
 
