@@ -7,6 +7,7 @@ and reads peaks and times off the ledger.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,7 +293,7 @@ class _Tracer:
     def warm_up(self) -> None:
         """Import what building the model imports, once for all processes that will trace it."""
         with storage_free():
-            load_ref(self.job.card.build)(self._shallow()[0], self.job.task.head)
+            load_ref(self.job.card.build)(self._shallow(())[0][0], self.job.task.head)
 
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch."""
@@ -300,8 +301,11 @@ class _Tracer:
         counts = [-(-self.global_batch // size) for size in sizes]
         divisions = list(zip(sizes, counts, strict=True))
         try:
-            family = self._family(techniques)
-            found = [family.estimate(self.depth or family.depth, size, n, self.rates) for size, n in divisions]
+            if all(t.affine for t in techniques):
+                family, place = self._family(techniques), self._shallow(techniques)[1]
+                found = [family.estimate(place, size, n, self.rates) for size, n in divisions]
+            else:
+                found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
         except Irregular:
             found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
         return [self._plan(techniques, size, n, e) for (size, n), e in zip(divisions, found, strict=True)]
@@ -309,11 +313,10 @@ class _Tracer:
     def confirm(self, plan: Plan) -> Plan:
         """The plan with the peaks of a trace of exactly its batch."""
         shallow = self.depth is not None and self.depth > FULL_TRACE_DEPTH
-        count = plan.accumulation_steps
-        steps = 1 if shallow else 2
-        exact = self._full(plan.techniques, plan.micro_batch_size, count, self.confirming, shallow=shallow, steps=steps)
+        size, count, steps = plan.micro_batch_size, plan.accumulation_steps, 1 if shallow else 2
+        exact = self._full(plan.techniques, size, count, self.confirming, shallow=shallow, steps=steps)
         estimate = Estimate(exact.peak_by_phase, exact.peak_by_category, plan.estimate.seconds)
-        return self._plan(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, estimate)
+        return self._plan(plan.techniques, size, count, estimate)
 
     def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:
         host = estimate.peak if self.kind is None else 0
@@ -323,17 +326,22 @@ class _Tracer:
         try:
             tapes = [
                 Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True)
-                for card in self._shallow()
+                for card in self._shallow(techniques)[0]
             ]
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
             raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
-        return Family(tapes[0], tapes[1], SHALLOW[0]) if len(tapes) == 2 else Family(tapes[0], None, 0)
+        return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
-    def _shallow(self) -> list[ModelCard]:
-        """The model of two depths where its depth counts, else the model."""
-        return [self.job.card] if self.depth is None else [self.job.card.shallow(depth) for depth in SHALLOW]
+    def _shallow(self, techniques: tuple[Technique, ...]) -> tuple[list[ModelCard], int]:
+        """The model of two depths of one pattern where its depth counts, else itself; its place among such depths."""
+        period = math.lcm(*(t.period for t in techniques))
+        first = SHALLOW[0] if period == 1 else period + (self.depth or 0) % period
+        if self.depth is None or first + period > self.depth:
+            return [self.job.card], 0
+        place = SHALLOW[0] + (self.depth - first) // period
+        return [self.job.card.shallow(depth) for depth in (first, first + period)], place
 
     def _full(
         self,
@@ -346,7 +354,7 @@ class _Tracer:
         shallow: bool = False,
     ) -> Estimate:
         """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
-        cards = self._shallow() if shallow else [self.job.card]
+        cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
         tapes = [
             Tape.of(
                 self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),
@@ -354,9 +362,9 @@ class _Tracer:
             )
             for card in cards
         ]
-        family = Family(tapes[0], tapes[1] if shallow else None, SHALLOW[0] if shallow else 0)
+        family = Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
         # A second step is a second pass to the estimate, which one with a single micro-batch would leave out.
-        return family.estimate(self.depth or 0, size, max(count, steps), self.rates)
+        return family.estimate(place, size, max(count, steps), self.rates)
 
     def _trace(
         self,

@@ -19,6 +19,7 @@ from zoo.card import Exactness, Frozen
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
+    from zoo.card import ModelCard
     from zoo.step import Setup
 
 BEFORE_LOADING = 100
@@ -35,6 +36,9 @@ class Technique(Frozen):
       to a float64 reference), ``changes-model`` (another model or other trained parameters).
     - `arithmetic`: number formats that the device must have for the planner to choose this by itself.
     - `automatic`: whether the planner tries this where a recipe leaves the key open; else a recipe has to name it.
+    - `freezes_trunk`: whether nothing but the task head and what it adds itself is trained.
+    - `loads_on_host`: whether the model is loaded in host memory, from where `apply` brings it to the device.
+    - `affine`: whether all it allocates is an affine function of the micro-batch's rows, so that one trace tells all.
     """
 
     key: ClassVar[str]
@@ -45,6 +49,9 @@ class Technique(Frozen):
     tolerance: ClassVar[float] = 0.0
     arithmetic: ClassVar[frozenset[str]] = frozenset()
     automatic: ClassVar[bool] = True
+    affine: ClassVar[bool] = True
+    freezes_trunk: ClassVar[bool] = False
+    loads_on_host: ClassVar[bool] = False
 
     def why_not(self, setup: Setup) -> str | None:
         """Why this cannot be applied to `setup` (whose model is not loaded yet), or None."""
@@ -52,6 +59,15 @@ class Technique(Frozen):
 
     def apply(self, setup: Setup) -> None:
         raise NotImplementedError(f"{type(self).__name__}.apply")
+
+    @property
+    def period(self) -> int:
+        """In how many blocks its pattern repeats: depths that differ by a multiple of it are of one kind."""
+        return 1
+
+    def automatic_for(self, card: ModelCard | None) -> bool:
+        """Whether the planner tries this for a model where a recipe leaves the key open."""
+        return self.automatic
 
     def describe(self) -> str:
         """``lora(rank=8)``: the name with the parameters that differ from their defaults."""
