@@ -72,7 +72,9 @@ class Setup:
     """A model that can be stepped. Techniques change it; nothing else does.
 
     `reference` maps a parameter to its fp32 value in the checkpoint while building, so that master weights
-    start from what was published and not from its bf16 rounding.
+    start from what was published and not from its bf16 rounding. `chosen` are the techniques that will be applied, for
+    one to say `why_not` beside another; `last_micro_batch` is whether the gradients of the update in progress are
+    complete when the present backward pass is over.
     """
 
     card: ModelCard
@@ -85,9 +87,12 @@ class Setup:
     seed: int = 0
     micro_batch_size: int = 1
     master_weights: bool = False
+    stochastic_rounding: bool = False
+    last_micro_batch: bool = True
     optimizer: StepOptimizer | None = None
     world: World = field(default_factory=Alone)
     phase: Phase = no_phase
+    chosen: tuple[Technique, ...] = ()
     applied: tuple[Technique, ...] = ()
     reference: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -158,6 +163,7 @@ def build(
     )  # fmt: skip
     model.train()
     ordered = sorted(techniques, key=lambda t: t.stage)
+    setup.chosen = tuple(ordered)
     refused = [f"{t.key}: {t.name}: {reason}" for t in ordered if (reason := t.why_not(setup)) is not None]
     if refused:
         raise InputError(refused)
@@ -215,7 +221,8 @@ def train_step(setup: Setup, batch: Sequence[Batch]) -> StepResult:
         raise ValueError("the setup has no optimizer: build it with an optimizer technique")
     total = setup.world.total(float(sum(micro.weight for micro in batch)))
     loss_sum: torch.Tensor | None = None
-    for micro in batch:
+    for number, micro in enumerate(batch, start=1):
+        setup.last_micro_batch = number == len(batch)
         with setup.phase("forward"):
             moved = micro.to(setup.device)
             loss = setup.task.loss(setup.model, moved) / max(total, 1.0)
