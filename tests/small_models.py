@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,17 +136,26 @@ def run_steps(
     learning_rate: float = 1e-3,
     max_grad_norm: float | None = None,
 ) -> Steps:
-    """Build and train on the CPU, with the random numbers of one seed; `after` is called after every step."""
+    """Build and train on the CPU, with the random numbers of one seed; `after` is called after every step.
+
+    Gradients are those that the optimizer finds, or, of one that steps inside the backward pass, what flowed.
+    """
     setup = build(
         card, task, techniques, CPU, learning_rate=learning_rate, weight_decay=0.01, max_grad_norm=max_grad_norm,
         load=load or loader_of(card, "random", 0),
     )  # fmt: skip
     seen = Steps(setup)
+    flowed: dict[str, torch.Tensor] = {}
+    for name, parameter in setup.trainable().items():
+        parameter.register_hook(functools.partial(_add_up, flowed, name))
 
     @contextlib.contextmanager
     def phase(name: str) -> Iterator[None]:
         if name == "optimizer":
-            seen.gradients.append({n: p.grad.clone() for n, p in setup.trainable().items() if p.grad is not None})
+            seen.gradients.append(
+                flowed | {n: p.grad.clone() for n, p in setup.trainable().items() if p.grad is not None}
+            )
+            flowed.clear()
         yield
 
     setup.phase = phase
@@ -156,6 +166,15 @@ def run_steps(
         if after is not None:
             after(setup)
     return seen
+
+
+def _add_up(sums: dict[str, torch.Tensor], name: str, gradient: torch.Tensor) -> None:
+    sums[name] = sums[name] + gradient if name in sums else gradient.clone()
+
+
+def clipping(techniques: Sequence[Technique]) -> float | None:
+    """A norm to clip to, where the optimizer sees all gradients before it steps."""
+    return None if any(t.name == "adamw-in-backward" for t in techniques) else 1.0
 
 
 def predicted(
@@ -171,7 +190,7 @@ def predicted(
 ) -> Record:
     """A trace of two steps without storage."""
     return trace(
-        lambda device: build(card, task, techniques, device, max_grad_norm=1.0),
+        lambda device: build(card, task, techniques, device, max_grad_norm=clipping(techniques)),
         lambda setup: [task.blank_batch(card, rows, length) for _ in range(accumulation)],
         world,
         **options,
@@ -183,7 +202,7 @@ def measured(
 ) -> dict[str, int]:
     """Peaks by phase of two real steps, from the profiler."""
     meter = CpuMeter()
-    setup = build(card, task, techniques, CPU, max_grad_norm=1.0, load=loader_of(card, "random", 0))
+    setup = build(card, task, techniques, CPU, max_grad_norm=clipping(techniques), load=loader_of(card, "random", 0))
     setup.phase = meter.phase
     for _ in range(2):
         step = [task.blank_batch(card, rows, length) for _ in range(accumulation)]

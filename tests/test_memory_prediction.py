@@ -49,11 +49,16 @@ def _task(name: str) -> SequenceTask:
     return task_of(kind, changed(find_model(name), **config))
 
 
-KEYS = [key for key, options in registry().items() if len(options) > 1]
+TRIED = {key: [o for o in options if o.automatic] for key, options in registry().items()}
+"""What the planner tries by itself is measured in every combination, other options alone."""
+CHOSEN = [
+    *itertools.product(*(options for options in TRIED.values() if len(options) > 1)),
+    *((o,) for options in registry().values() for o in options if not o.automatic),
+]
 COMBINATIONS = [
     pytest.param(name, {o.key: o.name for o in chosen}, id="-".join([name, *(o.name for o in chosen)]))
     for name in MODELS
-    for chosen in itertools.product(*(registry()[key] for key in KEYS))
+    for chosen in CHOSEN
 ]
 
 
@@ -63,13 +68,17 @@ def test_predicted_peaks_equal_measured_ones(name: str, options: dict[str, str])
     techniques = defaults(**{k: next(o for o in registry()[k] if o.name == n)() for k, n in options.items()})
     rows = (2, 4, 8, 16, 32, 48)
     traces = ((r, predicted(card, _task(name), techniques, r, LENGTH, world="meta")) for r in rows)
-    enough, meta = next((r, trace) for r, trace in traces if with_peak(trace.peaks())["peak"] > WORTH)
+    # 16-bit products take up to 0.9 MB inside themselves, which no ledger sees (`SCRATCH` is what tiny ones take).
+    worth = 5 * WORTH if options.get("precision") == "bf16-pure" else WORTH
+    for enough, meta in traces:
+        if with_peak(meta.peaks())["peak"] > worth:
+            break
     fake = predicted(card, _task(name), techniques, enough, LENGTH)
     real = measured(card, _task(name), techniques, enough, LENGTH)
     assert set(real) == set(PHASES)
     assert max(real.values()) > 20 * MIB
     for phase in PHASES:
-        allowed = max(TOLERANCE * real[phase], SCRATCH if options["precision"] == "bf16" else 0)
+        allowed = max(TOLERANCE * real[phase], SCRATCH if options.get("precision", "").startswith("bf16") else 0)
         assert abs(fake.peaks()[phase] - real[phase]) <= allowed, f"{phase}: {fake.peaks()[phase]} for {real[phase]}"
         assert meta.peaks()[phase] == pytest.approx(fake.peaks()[phase], rel=0.002), f"{phase}: fake against meta"
     assert sum(fake.at_peak().values()) == with_peak(fake.peaks())["peak"]

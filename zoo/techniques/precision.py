@@ -52,4 +52,26 @@ class BF16(Technique):
         setup.master_weights = True
 
 
-OPTIONS = (FP32, BF16)
+class BF16Pure(Technique):
+    """Parameters, gradients and optimizer states in bfloat16, without master weights: 8 bytes a parameter.
+
+    Updates are computed in fp32 for one parameter at a time, and what is stored is rounded up or down at random so that
+    it is right in expectation: updates below the resolution of bfloat16 count. Modules that the card lists as
+    `fp32_modules` stay in fp32.
+    """
+
+    key = "precision"
+    name = "bf16-pure"
+    source = "Gupta et al. 2015, arXiv 1502.02551 (stochastic rounding); Zamirai et al. 2020, arXiv 2010.06192"
+    stage = 40
+    exactness = "changes-model"
+    arithmetic = frozenset({"bf16"})
+    automatic = False
+
+    def apply(self, setup: Setup) -> None:
+        BF16().apply(setup)
+        setup.master_weights = False
+        setup.stochastic_rounding = True
+
+
+OPTIONS = (FP32, BF16, BF16Pure)

@@ -1,0 +1,127 @@
+"""Optimizers around an optimizer: fp32 master weights, and a step inside the backward pass."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from zoo.step import StepOptimizer
+
+
+class MasterWeights:
+    """An optimizer over fp32 copies of low-precision parameters.
+
+    Gradients are widened, applied and dropped one by one, so that no second set of gradients ever exists.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], masters: Sequence[nn.Parameter]) -> None:
+        self.params = list(params)
+        self.masters = list(masters)
+        self._inner: torch.optim.Optimizer | None = None
+
+    @classmethod
+    def of(cls, params: Sequence[nn.Parameter], reference: dict[nn.Parameter, torch.Tensor]) -> MasterWeights:
+        """Masters of `params`, from their `reference` values in the checkpoint where there are any."""
+        masters = []
+        for p in params:
+            value = reference.get(p)
+            master = torch.empty(p.shape, dtype=torch.float32, device=p.device)
+            master.copy_(p.detach() if value is None else value)
+            masters.append(nn.Parameter(master))
+        return cls(params, masters)
+
+    def drive(self, inner: torch.optim.Optimizer) -> MasterWeights:
+        self._inner = inner
+        return self
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        if self._inner is None:
+            raise ValueError("no optimizer drives these master weights")
+        return self._inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p, master in zip(self.params, self.masters, strict=True):
+            if p.grad is None:
+                continue
+            master.grad = p.grad.float()
+            p.grad = None
+            self.inner.step()
+            p.copy_(master)
+            master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.params:
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "masters": [m.detach() for m in self.masters]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        for master, value in zip(self.masters, state["masters"], strict=True):
+            master.copy_(value)
+
+
+class InBackward:
+    """One optimizer for each parameter, stepped in the backward pass as soon as its gradient is complete.
+
+    A gradient is complete when all modules that share the parameter have added theirs, which autograd sees to, and when
+    the micro-batch is the last of its step, which `due` tells. It is then applied and dropped. Autograd raises an error
+    if something that is still to be differentiated needs the value that a step has changed.
+    """
+
+    def __init__(
+        self, params: Sequence[nn.Parameter], optimizers: Sequence[StepOptimizer], due: Callable[[], bool]
+    ) -> None:
+        self.params = list(params)
+        self.optimizers = list(optimizers)
+        self.due = due
+        # A parameter holds its hook, so the hook must not hold what holds the parameter.
+        here = weakref.ref(self)
+        for index, p in enumerate(self.params):
+            hook = functools.partial(_accumulated, here, index)
+            p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """Apply the gradients that the last micro-batch had no part in."""
+        for index, p in enumerate(self.params):
+            if p.grad is not None:
+                self.step_one(index)
+
+    def step_one(self, index: int) -> None:
+        self.optimizers[index].step()
+        self.params[index].grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.params:
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parameters": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, own in zip(self.optimizers, state["parameters"], strict=True):
+            optimizer.load_state_dict(own)
+
+
+def _accumulated(here: weakref.ref[InBackward], index: int, parameter: torch.Tensor) -> None:
+    optimizer = here()
+    if optimizer is not None and optimizer.due():
+        optimizer.step_one(index)
