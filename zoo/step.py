@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -153,6 +153,8 @@ def build(
 
     The model is built without storage, made real tensor by tensor, filled by `load` (left as it is without one: a
     prediction needs no values), and handed to the techniques. Raises `InputError` when a technique says `why_not`.
+
+    A technique that `loads_on_host` gets the model as `load` filled it there, without storage where there is no `load`.
     """
     with storage_free():
         model: nn.Module = load_ref(card.build)(card, task.head)
@@ -170,7 +172,9 @@ def build(
     with storage_free():
         for technique in (t for t in ordered if t.stage < BEFORE_LOADING):
             technique.apply(setup)
-    materialise(setup.model, device)
+    on_host = any(t.loads_on_host for t in ordered)
+    if load is not None or not on_host:
+        materialise(setup.model, torch.device("cpu") if on_host else device)
     if load is not None:
         load(setup)
     for technique in (t for t in ordered if t.stage >= BEFORE_LOADING):
@@ -187,13 +191,16 @@ def storage_free() -> Iterator[None]:
         yield
 
 
-def materialise(model: nn.Module, device: torch.device) -> None:
-    """Replace every storage-free parameter and buffer by an empty one on `device`, keeping ties."""
+def materialise(model: nn.Module, device: torch.device, *, keep: Container[torch.Tensor] = ()) -> None:
+    """Replace every storage-free parameter and buffer, but those in `keep`, by an empty one on `device`, keeping ties.
+
+    Where `device` is storage-free itself, only `keep` tells what is there already from what is to come.
+    """
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in model.modules():
         for store in (module._parameters, module._buffers):
             for name, old in store.items():
-                if old is None or old.device.type != "meta":
+                if old is None or old.device.type != "meta" or old in keep:
                     continue
                 if old not in made:
                     new: torch.Tensor = torch.empty(old.shape, dtype=old.dtype, device=device)

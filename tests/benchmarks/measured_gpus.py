@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.memory import Prediction, predict_peak
 from zoo.step import storage_free
+from zoo.techniques.quantization import layers
 from zoo.units import MIB
 
 
@@ -172,13 +173,7 @@ def _replace_linears(model: nn.Module, run: Run) -> None:
     import bitsandbytes
 
     for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]:
-        made = bitsandbytes.nn.Linear4bit(
-            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=run.dtype,
-            compress_statistics=run.base == "nf4-double", quant_type="nf4",
-        )  # fmt: skip
-        if linear.bias is not None:
-            made.bias = linear.bias
-        made.weight.data = made.weight.data.to(run.dtype)
+        made = layers().empty_4bit(linear, compress=run.base == "nf4-double", kind=bitsandbytes.nn.Linear4bit)
         made.requires_grad_(False)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, made)
@@ -209,7 +204,7 @@ def load(model: nn.Module, device: torch.device, reads_ahead: int) -> None:
         old, value = owner._parameters[leaf], read.pop(name)
         assert old is not None
         if type(old).__name__ == "Params4bit":
-            made[old] = _quantized(old, value, owner)
+            made[old] = layers().quantized_4bit(value, owner, compress=old.compress_statistics)
         else:
             made[old] = nn.Parameter(value, requires_grad=old.requires_grad)
         owner._parameters[leaf] = made[old]
@@ -224,22 +219,6 @@ def load(model: nn.Module, device: torch.device, reads_ahead: int) -> None:
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
-
-
-def _quantized(old: Any, value: torch.Tensor, owner: Any) -> Any:
-    """What ``Params4bit.to(device)`` does: codes and scales are made beside the value, which goes afterwards."""
-    from bitsandbytes import functional
-    from bitsandbytes.nn import Params4bit
-
-    codes, state = functional.quantize_4bit(
-        value, blocksize=64, compress_statistics=old.compress_statistics, quant_type="nf4"
-    )
-    made = Params4bit(
-        codes, requires_grad=False, quant_state=state, blocksize=64, compress_statistics=old.compress_statistics,
-        quant_type="nf4", bnb_quantized=True, module=owner,
-    )  # fmt: skip
-    owner.quant_state = state
-    return made
 
 
 def _upcast(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.resolve import Job
 from zoo.step import Setup, build
+from zoo.techniques.adapter import match_dtypes
 from zoo.training.values import loader_of
 from zoo.weights import initialise_and_load, read_state_dict
 
@@ -29,16 +30,34 @@ def save_model(setup: Setup, folder: Path) -> None:
     try:
         partial.mkdir(parents=True)
         model: Any = setup.model
+        full = {} if hasattr(model, "peft_config") else _in_full(model)
         if hasattr(model, "save_pretrained"):
             with _no_progress_bar():
-                model.save_pretrained(str(partial))
+                model.save_pretrained(str(partial), **({"state_dict": full} if full else {}))
         else:
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(partial / "model.safetensors"))
+            state = full or model.state_dict()
+            save_file({k: v.contiguous() for k, v in state.items()}, str(partial / "model.safetensors"))
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(f"{folder} cannot be written: {error}") from error
+
+
+def _in_full(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a model some of whose weights are held in codes, dequantized into host memory; else nothing.
+
+    A trained head must not depend on whoever reads it having the codes: they are what was computed with, to the bit.
+    """
+    codes = {name: module for name, module in model.named_modules() if hasattr(module, "dequantize")}
+    if not codes:
+        return {}
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    for name, module in codes.items():
+        for key in [key for key in state if key.startswith(f"{name}.") and key != f"{name}.bias"]:
+            del state[key]  # codes and scales
+        state[f"{name}.weight"] = module.dequantize().cpu()
+    return state
 
 
 @contextlib.contextmanager
@@ -55,18 +74,22 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(job: Job, folder: Path, device: torch.device, *, precision: str) -> nn.Module:
-    """The model that `save_model` wrote, ready to predict, in the `precision` that the run's plan chose.
+def load_model(job: Job, folder: Path, device: torch.device, *, chosen: Mapping[str, str]) -> nn.Module:
+    """The model that `save_model` wrote, ready to predict, as the run's plan (its techniques by key) computed it.
 
-    `job.task` must know its head already (`restore`).
+    Adapters are put beside the same base, quantized again where it was, and never merged into it. `job.task` must know
+    its head already (`restore`).
     """
-    techniques = [t for t in job.choices["precision"] if t.describe() == precision]
-    if (folder / ADAPTER_FILE).is_file():
+    adapted = (folder / ADAPTER_FILE).is_file()
+    keys = ("precision", "quantization") if adapted else ("precision",)  # what is whole was saved dequantized
+    techniques = [t for key in keys for t in job.choices[key] if t.describe() == chosen.get(key)]
+    if adapted:
         import peft
 
         load = loader_of(job.card, job.recipe.checkpoint, job.recipe.train.seed)
         base = build(job.card, job.task, techniques, device, seed=job.recipe.train.seed, load=load).model
         model: nn.Module = peft.PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+        match_dtypes(model)
         return model.eval()
 
     def from_folder(setup: Setup) -> None:
@@ -81,4 +104,6 @@ def size_on_disk(setup: Setup) -> int:
     masters = sum(p.numel() * 4 for p in setup.trainable().values()) if setup.master_weights else 0
     states = sum(p.numel() * 8 for p in setup.trainable().values())
     whole = sum(p.numel() * p.element_size() for p in setup.model.parameters())
+    layers: list[Any] = [m for m in setup.model.modules() if hasattr(m, "dequantize")]  # these may be saved in full
+    whole += sum(int(m.in_features * m.out_features * m.compute_dtype.itemsize) for m in layers)
     return 2 * (trained + masters + states) + 2 * trained + whole

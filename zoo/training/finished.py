@@ -52,7 +52,7 @@ class Run:
         job.task.restore(resolved["task"])
         plan = json.loads(folder.plan.read_text())["chosen"]
         device = training_device()
-        model = load_model(job, folder.model, device, precision=plan["techniques"]["precision"])
+        model = load_model(job, folder.model, device, chosen=plan["techniques"])
         return cls(job, model, device, folder, plan)
 
     @property
