@@ -294,7 +294,7 @@ def _missing_role(option: Technique, card: ModelCard | None) -> str | None:
     """Why the roles that an option targets are not all there, or None."""
     if card is None:
         return None
-    wrong = [role for role in getattr(option, "targets", ()) if role not in card.roles]
+    wrong = [role for role in getattr(option, "roles", getattr(option, "targets", ())) if role not in card.roles]
     if not wrong:
         return None
     names = ", ".join(f'"{role}"' for role in wrong)
