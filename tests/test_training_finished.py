@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MASKED, REGRESSION, RESIDUES, Recipes, finished, peptides, write_csv
+from small_models import small
 
 import zoo
 from zoo.errors import InputError
@@ -182,6 +183,18 @@ def test_evaluating_gives_the_very_numbers_of_the_summary(name: str, request: py
     """Precision and batches are those of the plan, although the planner chose them and no recipe names them."""
     folder = request.getfixturevalue(name)
     assert Run.open(folder).evaluate() == json.loads((folder / "summary.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("adapter", ["full", "head"])
+def test_a_run_of_esm2_predicts_and_is_evaluated(adapter: str, recipes: Recipes, monkeypatch: Any) -> None:
+    monkeypatch.setattr("zoo.resolve.models", lambda: {"esm2_t6_8m": small("esm2_t6_8m")})
+    changes = {**REGRESSION, "model": "esm2_t6_8m", "checkpoint": "random", "techniques.adapter": adapter}
+    path = train(recipes.job({**changes, "train.max_steps": 2}), output=recipes.folder / "run").folder.path
+    run = Run.open(path)
+    assert run.evaluate() == json.loads((path / "summary.json").read_text())["metrics"]
+    rows = {r["input"]: float(r["prediction"]) for r in rows_of(path / "predictions.csv")}
+    again = run.predict_table(pd.DataFrame({"sequence": list(rows)}))["prediction"].tolist()
+    assert again == pytest.approx(list(rows.values()), rel=1e-5)
 
 
 def test_a_masked_language_model_is_evaluated_with_the_same_masks(recipes: Recipes) -> None:

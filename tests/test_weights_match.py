@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +170,26 @@ def test_rotary_frequencies_and_positions_of_old_esm_checkpoints_are_ignored() -
     assert len(report.ignored) == 3
     assert report.unused == ()
     assert torch.allclose(output(model), output(reference), atol=1e-6)
+
+
+@every_head
+def test_rotary_frequencies_under_the_names_of_published_and_of_saved_esm_checkpoints(
+    head: str, tmp_path: Path
+) -> None:
+    """Published ESM-2 files have them in every layer, ``save_pretrained`` writes one name with a literal asterisk."""
+    reference = direct("esm", head)
+    reference.save_pretrained(tmp_path)  # type: ignore[operator]
+    saved = read_state_dict(tmp_path)
+    state = reference.state_dict()
+    base = "" if head == "base" else "esm."
+    frequencies = state.pop(f"{base}rotary_embeddings.inv_freq")
+    names = [f"{base}encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq" for layer in range(2)]
+    for layout in (saved, {**state, **dict.fromkeys(names, frequencies)}, state):
+        assert f"{base}rotary_embeddings.inv_freq" not in layout
+        model, report = built("esm", head, layout)
+        assert report.newly_initialised == (f"{base}rotary_embeddings.inv_freq",)
+        assert torch.equal(model.get_buffer(f"{base}rotary_embeddings.inv_freq"), frequencies)
+        assert torch.equal(output(model), output(reference))
 
 
 def test_one_of_several_tied_names_is_enough() -> None:

@@ -49,7 +49,7 @@ def _in_full(model: nn.Module) -> dict[str, torch.Tensor]:
 
     A trained head must not depend on whoever reads it having the codes: they are what was computed with, to the bit.
     """
-    codes = {name: module for name, module in model.named_modules() if hasattr(module, "dequantize")}
+    codes = {name: module for name, module in model.named_modules() if _in_codes(module)}
     if not codes:
         return {}
     state = {name: value.cpu() for name, value in model.state_dict().items()}
@@ -58,6 +58,11 @@ def _in_full(model: nn.Module) -> dict[str, torch.Tensor]:
             del state[key]  # codes and scales
         state[f"{name}.weight"] = module.dequantize().cpu()
     return state
+
+
+def _in_codes(module: nn.Module) -> bool:
+    """Whether a layer holds its weight in codes; whole models of transformers have a method `dequantize`, too."""
+    return isinstance(module, nn.Linear) and hasattr(module, "dequantize")
 
 
 @contextlib.contextmanager
@@ -104,6 +109,6 @@ def size_on_disk(setup: Setup) -> int:
     masters = sum(p.numel() * 4 for p in setup.trainable().values()) if setup.master_weights else 0
     states = sum(p.numel() * 8 for p in setup.trainable().values())
     whole = sum(p.numel() * p.element_size() for p in setup.model.parameters())
-    layers: list[Any] = [m for m in setup.model.modules() if hasattr(m, "dequantize")]  # these may be saved in full
+    layers: list[Any] = [m for m in setup.model.modules() if _in_codes(m)]  # these may be saved in full
     whole += sum(int(m.in_features * m.out_features * m.compute_dtype.itemsize) for m in layers)
     return 2 * (trained + masters + states) + 2 * trained + whole

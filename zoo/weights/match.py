@@ -20,7 +20,7 @@ from zoo.weights.initial_values import initialise, is_pretrained
 # A pooler sits on the trunk and is trained for one task: masked-language checkpoints come without one.
 MAY_BE_NEW = ("*pooler.*",)
 _LEGACY = ((".gamma", ".weight"), (".beta", ".bias"))  # LayerNorm of checkpoints converted from TensorFlow
-# buffers that checkpoints used to carry and models now compute
+# buffers that models compute: checkpoints carry them under the names of other releases, or not at all
 _COMPUTED = (r"(^|\.)position_ids$", r"rotary_emb\w*\.inv_freq$")
 
 
@@ -196,7 +196,8 @@ def _left_over(model: nn.Module, names: list[str]) -> tuple[list[str], list[str]
 
 def _incomplete(model: nn.Module, missing: list[str], allowed: Sequence[str]) -> list[str]:
     base = _base(model)
-    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    patterns = [*(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())]
+    patterns += _COMPUTED if is_pretrained(model) else ()
     needed = [
         name
         for name in missing
