@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
 from torch import nn
 
 from zoo.card import ModelCard
 from zoo.data.prepare import Example
 from zoo.domain import Batch, Head
-from zoo.tasks.sequence import SequenceTask, logits
-from zoo.tasks.tokens import IGNORED
+from zoo.tasks.sequence import SequenceTask
+from zoo.tasks.vocabulary import IGNORED, likelihoods, scores_of, summed_cross_entropy
 
 
 class MaskedLanguageModelling(SequenceTask):
@@ -71,14 +70,13 @@ class MaskedLanguageModelling(SequenceTask):
         return Batch(self.inputs([ids for ids, _ in masked]), targets, weight, tuple(rows))
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        scores = logits(model, batch.inputs)
-        return F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return summed_cross_entropy(scores_of(model, batch.inputs), batch.targets)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
-        scores = logits(model, batch.inputs).log_softmax(-1)
+        likelihood, best = likelihoods(scores_of(model, batch.inputs), batch.targets)
         counted = batch.targets != IGNORED
-        likelihood = scores.gather(-1, batch.targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
-        correct = (scores.argmax(-1) == batch.targets) & counted
+        likelihood = likelihood * counted
+        correct = (best == batch.targets) & counted
         return [
             {"masked_tokens": n, "masked_correct": c, "masked_log_likelihood": s}
             for n, c, s in zip(

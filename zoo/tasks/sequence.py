@@ -14,6 +14,7 @@ from zoo.card import ModelCard, Source, load_ref
 from zoo.data.prepare import Data, Example, cleaner, fit, prepare_sequences
 from zoo.data.tables import column
 from zoo.domain import DataRequest, Head, Tokenizer
+from zoo.tasks.vocabulary import computed, scores_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +135,5 @@ class SequenceTask(ABC):
 
 def logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What the model's head says, in fp32 at least, whether it returns a tensor or an object with ``logits``."""
-    out = model(**inputs)
-    raw: torch.Tensor = getattr(out, "logits", out)
-    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+    scores = scores_of(model, inputs)
+    return scores if isinstance(scores, torch.Tensor) else computed(scores.full())

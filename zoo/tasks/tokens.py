@@ -14,9 +14,7 @@ from zoo.data.prepare import Example
 from zoo.domain import Batch, Head
 from zoo.tasks.labels import LabelTask
 from zoo.tasks.sequence import logits
-
-IGNORED = -100
-"""Target of tokens that do not count, as torch's cross-entropy has it."""
+from zoo.tasks.vocabulary import IGNORED
 
 
 class TokenClassification(LabelTask):
