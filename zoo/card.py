@@ -84,6 +84,7 @@ class ModelCard(Frozen):
     special_tokens: int = Field(default=2, ge=0, description="how many of max_length are not residues or atoms")
     roles: Mapping[str, tuple[str, ...]]
     depth: str | None = None
+    attention: tuple[str, ...] = Field(default=("sdpa", "eager"), description="implementations that the model has")
     fp32_modules: tuple[str, ...] = Field(default=(), description="patterns of modules that must stay in fp32")
     tasks: tuple[str, ...]
     notes: str = ""

@@ -257,7 +257,8 @@ def _techniques(
     for key, options in registry().items():
         choice = written.get(key, "auto")
         if choice == "auto":
-            ready = [option() for option in options if option.automatic and not _required(option)]
+            made = [option() for option in options if not _required(option)]
+            ready = [option for option in made if option.automatic_for(card)]
             choices[key] = tuple(option for option in ready if not _missing_role(option, card))
             left_out += [(option, reason) for option in ready if (reason := _missing_role(option, card))]
             continue
