@@ -122,9 +122,9 @@ _TRACES: dict[Any, Any] = {}
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planning is most of the time that a tiny run takes: runs of the same shape share their traces."""
-    from zoo.planner import _Tracer
+    from zoo.tracer import Tracer
 
-    plain = _Tracer._trace
+    plain = Tracer._trace
 
     def trace(self: Any, techniques: Any, card: Any, *args: Any, **kwargs: Any) -> Any:
         job = self.job
@@ -134,4 +134,4 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _TRACES[key] = plain(self, techniques, card, *args, **kwargs)
         return _TRACES[key]
 
-    monkeypatch.setattr(_Tracer, "_trace", trace)
+    monkeypatch.setattr(Tracer, "_trace", trace)

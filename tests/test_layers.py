@@ -26,7 +26,7 @@ DATA = ("zoo.data", "zoo.data.*")
 TASKS = ("zoo.tasks", "zoo.tasks.*")
 MEMORY = ("zoo.memory", "zoo.memory.*")
 WEIGHTS = ("zoo.weights", "zoo.weights.*")
-PLANS = ("zoo.resolve", "zoo.planner")
+PLANS = ("zoo.resolve", "zoo.plans", "zoo.planner", "zoo.tracer")
 TRAINING = ("zoo.training", "zoo.training.*")
 SURFACE = ("zoo", "zoo.api", "zoo.cli", "zoo.console")
 
@@ -55,7 +55,7 @@ ROOMS = (
         ("numpy", "pandas", "scipy", "sklearn", "torch"),
     ),
     Room(
-        3, (TECHNIQUES,), (*FACTS, "zoo.card", "zoo.techniques", "zoo.step"),
+        3, (TECHNIQUES,), (*FACTS, "zoo.card", "zoo.techniques", "zoo.techniques._*", "zoo.step"),
         ("pydantic", "torch", "peft", "bitsandbytes"),
     ),
     Room(

@@ -17,7 +17,8 @@ import torch
 from conftest import Recipes, peptides
 
 from zoo.errors import DoesNotFit, InputError, TrainingError, WeightsError, ZooError
-from zoo.planner import Limits, limits_of
+from zoo.planner import limits_of
+from zoo.plans import Limits
 from zoo.recipe import Budget
 from zoo.tasks.classification import SequenceClassification
 from zoo.training import files, run

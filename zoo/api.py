@@ -13,7 +13,7 @@ from torch import nn
 from zoo.card import ModelCard, load_ref
 from zoo.domain import Head, Tokenizer, find_model
 from zoo.domain import models as _models
-from zoo.planner import Decision
+from zoo.plans import Decision
 from zoo.resolve import load_job
 from zoo.step import materialise, storage_free
 from zoo.training import run as _run

@@ -17,7 +17,7 @@ from zoo.units import format_bytes
 if TYPE_CHECKING:  # none of it is needed to list models, and some of it takes seconds to import
     from zoo.card import DatasetCard, ModelCard
     from zoo.data.prepare import Data
-    from zoo.planner import Decision, Plan
+    from zoo.plans import Decision, Plan
     from zoo.resolve import Job
 
 PHASES = ("forward", "backward", "optimizer")
@@ -39,7 +39,7 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
         f"{job.recipe.task_name}"
     )
     console.print(
-        f"{verdict}: {format_bytes(chosen.peak_bytes)} predicted of {format_bytes(budget)} ({decision.limits.origin}), "
+        f"{verdict}: {_footprint(chosen)} of {format_bytes(budget)} ({decision.limits.origin}), "
         f"{chosen.estimate.seconds:.3g} s a step predicted"
     )
     techniques = ", ".join(f"{t.key} {t.describe()}" for t in chosen.techniques)
@@ -47,12 +47,21 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
     console.print(f"  {techniques}; {batch}; exactness {chosen.exactness}")
     for reason in decision.reasons:
         console.print(f"  - {reason}")
-    _show_bar(chosen, max(budget, chosen.peak_bytes))
+    _show_bar(chosen, max(budget, chosen.needed_bytes))
     table = Table("phase", "predicted peak", box=None, padding=(0, 2))
     for phase in PHASES:
         table.add_row(phase, format_bytes(chosen.estimate.peak_by_phase.get(phase, 0)))
     console.print(table)
     _show_others(decision, show_all=show_all)
+
+
+def _footprint(plan: Plan) -> str:
+    """What the plan takes of its device, and with the uncertainty of the prediction."""
+    held = plan.footprint
+    parts = [f"{format_bytes(held.allocated)} predicted"]
+    if held.process != held.allocated:
+        parts += [f"{format_bytes(held.reserved)} reserved", f"{format_bytes(held.process)} with the device's context"]
+    return f"{', '.join(parts)}, at most {format_bytes(plan.needed_bytes)}"
 
 
 def _show_bar(plan: Plan, whole: int, width: int = 60) -> None:

@@ -32,6 +32,7 @@ of cuDNN's convolutions, ``torch.compile``, and ``torch.autocast``, which is ref
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -57,6 +58,36 @@ RESERVED_MARGIN = 0.08
 ASSUMED_CONTEXT = 744_685_568
 """Bytes of a CUDA context where none is known for the device: the largest in the published runs that predictions are
 compared with (RTX A6000, torch 2.14; a T4 has 141 MiB)."""
+
+
+CPU_MARGIN = 0.01
+"""The same for tensors on the CPU: the worst of the measured runs is 0.65 % above what was predicted
+(``python -m tests.benchmarks.cpu_memory``)."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a device: in tensors (`allocated`), asked of its driver by PyTorch (`reserved`), held by the `process`.
+
+    `interval` is where `process` lies; a budget has to hold its upper end. On the CPU all three are bytes in tensors.
+    """
+
+    allocated: int
+    reserved: int
+    process: int
+    interval: tuple[int, int]
+
+    @classmethod
+    def of(cls, device: Device, allocated: int, reserved: int | None = None) -> Footprint:
+        """With what the device's process holds beside PyTorch's memory. Without `reserved`, the least it can be."""
+        reserved = allocated if reserved is None else reserved
+        if device.vendor == "host":
+            margin, context = CPU_MARGIN, 0
+        else:
+            margin = RESERVED_MARGIN
+            context = ASSUMED_CONTEXT if device.context_bytes is None else device.context_bytes
+        ends = (math.floor(reserved * (1 - margin)) + context, math.ceil(reserved * (1 + margin)) + context)
+        return cls(allocated, reserved, reserved + context, ends)
 
 
 @dataclass(frozen=True)
@@ -138,21 +169,20 @@ def predict_peak(
         raise InputError('predict_peak: step entered no phase; write `with phase("forward"): ...` around its parts')
     phase = max(phases, key=lambda name: phases[name].allocated)
     reserved = max(peak.reserved for peak in phases.values())
-    context = target.context_bytes if target.context_bytes is not None else ASSUMED_CONTEXT
-    interval = (round(reserved * (1 - RESERVED_MARGIN)) + context, round(reserved * (1 + RESERVED_MARGIN)) + context)
+    footprint = Footprint.of(target, phases[phase].allocated, reserved)
     return Prediction(
         device=target.name,
-        allocated=phases[phase].allocated,
-        reserved=reserved,
-        process=reserved + context,
-        interval=interval,
+        allocated=footprint.allocated,
+        reserved=footprint.reserved,
+        process=footprint.process,
+        interval=footprint.interval,
         phase=phase,
         phases=phases,
         building=whole[OUTSIDE],
         resident=played.resident,
         categories=played.categories,
         host=_host_peak(record),
-        fits=interval[1] <= target.memory_bytes,
+        fits=footprint.interval[1] <= target.memory_bytes,
     )
 
 

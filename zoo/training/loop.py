@@ -15,7 +15,7 @@ from zoo.data.batches import Batches
 from zoo.data.prepare import Data
 from zoo.domain import Batch, Task
 from zoo.errors import InputError, Interrupted, TrainingError
-from zoo.planner import Plan
+from zoo.plans import Plan
 from zoo.recipe import Train
 from zoo.step import Setup, no_phase, train_step
 from zoo.training import inference, state

@@ -16,8 +16,10 @@ import torch
 from zoo.card import Source
 from zoo.data.prepare import Data
 from zoo.errors import DoesNotFit, InputError
+from zoo.memory.predict import Footprint
 from zoo.memory.scaling import Estimate
-from zoo.planner import Decision, Limits, Plan, Workload, decide, limits_of, survey
+from zoo.planner import decide, limits_of, survey
+from zoo.plans import Decision, Limits, Plan, Workload
 from zoo.resolve import Job
 from zoo.step import Setup, build, describe
 from zoo.training import inference, state
@@ -242,7 +244,8 @@ def _as_started(folder: RunFolder, job: Job, workload: Workload, limits: Limits)
         )
     estimate = Estimate(before["peak_by_phase"], before["peak_by_category"], before["step_seconds"])
     micro, count = before["micro_batch_size"], before["accumulation_steps"]
-    plan = Plan(techniques, micro, count, estimate, before["host_bytes"], workload.tokens)
+    footprint = Footprint.of(limits.device, before["peak_bytes"]["allocated"], before["peak_bytes"]["reserved"])
+    plan = Plan(techniques, micro, count, estimate, footprint, before["host_bytes"], workload.tokens, confirmed=True)
     if (reason := limits.why_not(plan)) is not None:
         raise DoesNotFit(f"{folder.path}: the plan that this run was started with ({_named(plan)}) {reason}")
     return Decision(True, limits, workload, plan, reasons=("this is the plan that the run was started with",))

@@ -1,0 +1,136 @@
+"""A plan and what it is measured against: the facts that the planner deals in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.card import Exactness
+from zoo.memory.devices import Device
+from zoo.memory.predict import Footprint
+from zoo.memory.scaling import Estimate
+from zoo.step import PHASES, describe
+from zoo.techniques import Technique
+from zoo.units import format_bytes
+
+_RANK: Mapping[Exactness, int] = {"bitwise": 0, "rounding": 1, "changes-model": 2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the data demands of a step: `tokens` of the longest training input, `rows` of training data, and whence."""
+
+    tokens: int
+    rows: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget in bytes, on a device with known rates."""
+
+    device: Device
+    device_bytes: int
+    host_bytes: int | None
+    origin: str
+
+    def why_not(self, plan: Plan) -> str | None:
+        if plan.needed_bytes > self.device_bytes:
+            return f"does not fit: {format_bytes(plan.needed_bytes)} of {format_bytes(self.device_bytes)}"
+        if self.host_bytes is not None and plan.host_bytes > self.host_bytes:
+            return f"does not fit the host: {format_bytes(plan.host_bytes)} of {format_bytes(self.host_bytes)}"
+        return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a recipe, with what it would hold and take.
+
+    Before it is `confirmed`, what an accelerator reserves is not known, and `footprint` is the least it can be.
+    """
+
+    techniques: tuple[Technique, ...]
+    micro_batch_size: int
+    accumulation_steps: int
+    estimate: Estimate
+    footprint: Footprint
+    host_bytes: int
+    tokens: int
+    confirmed: bool = False
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes in tensors on the device."""
+        return self.estimate.peak
+
+    @property
+    def needed_bytes(self) -> int:
+        """What a budget must have: the upper end of the interval that goes with the prediction."""
+        return self.footprint.interval[1]
+
+    @property
+    def exactness(self) -> Exactness:
+        """That of its least exact technique; dividing the batch is exact up to rounding."""
+        kinds = [t.exactness for t in self.techniques] + (["rounding"] if self.accumulation_steps > 1 else [])
+        return max(kinds, key=lambda kind: _RANK[kind])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "techniques": dict(describe(self.techniques)),
+            "micro_batch_size": self.micro_batch_size,
+            "accumulation_steps": self.accumulation_steps,
+            "exactness": self.exactness,
+            "peak_bytes": {"allocated": self.peak_bytes, **(self._confirmed_bytes() if self.confirmed else {})},
+            "needed_bytes": self.needed_bytes,
+            "peak_by_phase": {phase: self.estimate.peak_by_phase.get(phase, 0) for phase in PHASES},
+            "peak_by_category": self.estimate.peak_by_category,
+            "host_bytes": self.host_bytes,
+            "step_seconds": self.estimate.seconds,
+            "tokens_per_row": self.tokens,
+        }
+
+    def _confirmed_bytes(self) -> dict[str, Any]:
+        held = self.footprint
+        return {"reserved": held.reserved, "process": held.process, "interval": list(held.interval)}
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A combination that was not chosen, at its best micro-batch, and why. `plan` is None where it cannot be built."""
+
+    techniques: tuple[Technique, ...]
+    reason: str
+    plan: Plan | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "techniques": dict(describe(self.techniques)),
+            "reason": self.reason,
+            "peak_bytes": None if self.plan is None else self.plan.peak_bytes,
+            "micro_batch_size": None if self.plan is None else self.plan.micro_batch_size,
+            "step_seconds": None if self.plan is None else self.plan.estimate.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The planner's answer. Where nothing fits, `chosen` is the smallest plan there is."""
+
+    fits: bool
+    limits: Limits
+    workload: Workload
+    chosen: Plan
+    rejected: tuple[Rejected, ...] = ()
+    reasons: tuple[str, ...] = ()
+    considered: tuple[Plan, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fits": self.fits,
+            "budget_bytes": self.limits.device_bytes,
+            "device": self.limits.device.name,
+            "chosen": self.chosen.to_json(),
+            "reasons": list(self.reasons),
+            "rejected": [r.to_json() for r in self.rejected],
+        }

@@ -1,0 +1,187 @@
+"""Traces of a recipe's combinations of techniques: what each would hold and take, for any micro-batch and any depth."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import replace
+
+import torch
+
+from zoo.card import ModelCard, load_ref
+from zoo.domain import Batch
+from zoo.memory.accelerator import Kind
+from zoo.memory.allocator import replay
+from zoo.memory.depth import SHALLOW as DEEP
+from zoo.memory.depth import deepen
+from zoo.memory.ledger import OUTSIDE, Record
+from zoo.memory.predict import Footprint
+from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
+from zoo.memory.trace import World, trace
+from zoo.plans import Limits, Plan, Workload
+from zoo.resolve import Job
+from zoo.step import Setup, build, storage_free
+from zoo.techniques import Technique
+
+SHALLOW = (2, 3)
+"""Depths of the two shallow models that tell any depth: the first has an own first and last block."""
+FULL_TRACE_DEPTH = 12
+"""Models up to this depth are confirmed by a trace of their own, deeper ones by one put together from shallow ones."""
+
+
+class Tracer:
+    """Traces combinations of techniques, each only once, in the world of the budget's device.
+
+    For the CPU the search runs on plain meta tensors, and the chosen plan is confirmed by fake CPU tensors, which
+    choose the very kernels of the CPU. For an accelerator both run on meta tensors with its kernels.
+    """
+
+    def __init__(self, job: Job, workload: Workload, limits: Limits) -> None:
+        self.job = job
+        self.tokens = workload.tokens
+        self.global_batch = min(job.recipe.train.global_batch_size, workload.rows)
+        self.device = limits.device
+        on_cpu = limits.device.name == "cpu"
+        self.rates = limits.device.rates_for()
+        self.kind = None if on_cpu else Kind.of(limits.device)
+        self.searching: World = "meta" if on_cpu else "accelerator"
+        self.confirming: World = "fake" if on_cpu else "accelerator"
+        depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
+        self.depth = depth if depth is not None and depth > max(SHALLOW) else None
+
+    def warm_up(self) -> None:
+        """Import what building the model imports, once for all processes that will trace it."""
+        with storage_free():
+            load_ref(self.job.card.build)(self._shallow(())[0][0], self.job.task.head)
+
+    def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
+        """The combination with every division of the global batch."""
+        sizes = _halvings(self.global_batch)
+        counts = [-(-self.global_batch // size) for size in sizes]
+        divisions = list(zip(sizes, counts, strict=True))
+        try:
+            if all(t.affine for t in techniques):
+                family, place = self._family(techniques), self._shallow(techniques)[1]
+                found = [family.estimate(place, size, n, self.rates) for size, n in divisions]
+            else:
+                found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
+        except Irregular:
+            found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
+        return [self._plan(techniques, size, n, e) for (size, n), e in zip(divisions, found, strict=True)]
+
+    def confirm(self, plan: Plan) -> Plan:
+        """The plan with the peaks of a trace of exactly its batch, replayed through the allocator of an accelerator."""
+        size, count = plan.micro_batch_size, plan.accumulation_steps
+        record, steps = self._whole(plan)
+        if self.kind is None:
+            exact = Family(Tape.of(record, many=False), None, 0).estimate(0, size, max(count, steps), self.rates)
+            estimate = replace(exact, seconds=plan.estimate.seconds)
+            footprint = Footprint.of(self.device, estimate.peak)
+        else:
+            played = replay(record)
+            phases = {name: peak for name, peak in played.phases.items() if name != OUTSIDE}
+            allocated = {name: peak.allocated for name, peak in phases.items()}
+            estimate = Estimate(allocated, dict(played.categories), plan.estimate.seconds)
+            reserved = max(peak.reserved for peak in played.phases.values())
+            footprint = Footprint.of(self.device, estimate.peak, reserved)
+        return replace(plan, estimate=estimate, footprint=footprint, host_bytes=self._host(estimate), confirmed=True)
+
+    def _whole(self, plan: Plan) -> tuple[Record, int]:
+        """Two steps of the plan's very batch (or one, with the optimizer's states made before it), and how many."""
+
+        def traced(card: ModelCard, steps: int) -> Record:
+            size, count = plan.micro_batch_size, min(plan.accumulation_steps, 2)
+            return self._trace(plan.techniques, card, size, count, self.confirming, costs=False, steps=steps)
+
+        period = math.lcm(*(t.period for t in plan.techniques))
+        if self.depth is not None and self.depth > max(FULL_TRACE_DEPTH, DEEP[-1] * period):
+            first = DEEP[0] + (self.depth - DEEP[0]) % period
+            depths = [first, first + period, first + 2 * period]
+            steps = 1 if self.kind is None else 2
+            with contextlib.suppress(Irregular):
+                return deepen([traced(self.job.card.shallow(d), steps) for d in depths], depths, self.depth), steps
+        return traced(self.job.card, 2), 2
+
+    def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:
+        footprint = Footprint.of(self.device, estimate.peak)
+        return Plan(techniques, size, count, estimate, footprint, self._host(estimate), self.tokens)
+
+    def _host(self, estimate: Estimate) -> int:
+        return estimate.peak if self.kind is None else 0
+
+    def _family(self, techniques: tuple[Technique, ...]) -> Family:
+        try:
+            tapes = [
+                Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True)
+                for card in self._shallow(techniques)[0]
+            ]
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
+        return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
+
+    def _shallow(self, techniques: tuple[Technique, ...]) -> tuple[list[ModelCard], int]:
+        """The model of two depths of one pattern where its depth counts, else itself; its place among such depths."""
+        period = math.lcm(*(t.period for t in techniques))
+        first = SHALLOW[0] if period == 1 else period + (self.depth or 0) % period
+        if self.depth is None or first + period > self.depth:
+            return [self.job.card], 0
+        place = SHALLOW[0] + (self.depth - first) // period
+        return [self.job.card.shallow(depth) for depth in (first, first + period)], place
+
+    def _full(
+        self,
+        techniques: tuple[Technique, ...],
+        size: int,
+        count: int,
+        world: World,
+        *,
+        steps: int,
+        shallow: bool = False,
+    ) -> Estimate:
+        """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
+        cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
+        tapes = [
+            Tape.of(
+                self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),
+                many=False,
+            )
+            for card in cards
+        ]
+        family = Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
+        # A second step is a second pass to the estimate, which one with a single micro-batch would leave out.
+        return family.estimate(place, size, max(count, steps), self.rates)
+
+    def _trace(
+        self,
+        techniques: tuple[Technique, ...],
+        card: ModelCard,
+        rows: int,
+        micro_batches: int,
+        world: World,
+        *,
+        costs: bool,
+        steps: int = 1,
+    ) -> Record:
+        train = self.job.recipe.train
+
+        def make(device: torch.device) -> Setup:
+            return build(
+                card, self.job.task, techniques, device,
+                micro_batch_size=rows, learning_rate=train.learning_rate, weight_decay=train.weight_decay,
+                max_grad_norm=train.max_grad_norm,
+            )  # fmt: skip
+
+        def batch(setup: Setup) -> list[Batch]:
+            return [self.job.task.blank_batch(card, rows, self.tokens) for _ in range(micro_batches)]
+
+        return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
+
+
+def _halvings(count: int) -> list[int]:
+    """``[32, 16, 8, 4, 2, 1]``: every micro-batch that halving gives, largest first."""
+    sizes = [count]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
