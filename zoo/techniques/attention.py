@@ -49,6 +49,7 @@ class EagerAttention(Technique):
     stage = 20
     exactness = "rounding"
     tolerance = 2**-14
+    automatic = False
 
     def automatic_for(self, card: ModelCard | None) -> bool:
         """Where there is nothing else."""
