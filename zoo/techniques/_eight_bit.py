@@ -1,8 +1,8 @@
 """AdamW with 8-bit states, from bitsandbytes, also on tensors without storage.
 
 On a CPU the library steps in Python, with fp32 temporaries of one parameter; on an accelerator one kernel does it in
-place. Without storage neither can be called by its name, for what happens inside an operation is not seen from outside:
-there the library's own Python is run in place of the CPU's operation, and nothing in place of the kernel.
+place. What happens inside an operation is not seen from outside: without storage the library's own Python is run
+in place of the CPU's operation; the kernel's place is taken by the operation itself, which there does nothing.
 """
 
 from __future__ import annotations
@@ -66,28 +66,25 @@ def _without_storage(p: torch.Tensor) -> Iterator[None]:
         return
     functional: Any = importlib.import_module("bitsandbytes.functional")
     cpu: Any = importlib.import_module("bitsandbytes.backends.cpu.ops")
+    kernels: Any = torch.ops.bitsandbytes
+    on_accelerator = _has_accelerator_kernels(p.device)
+    blockwise = kernels.optimizer_update_8bit_blockwise if on_accelerator else cpu._optimizer_update_8bit_blockwise_cpu
+    in_32_bits = kernels.optimizer_update_32bit if on_accelerator else cpu._optimizer_update_32bit_cpu
 
-    def in_32_bits(
+    def update_32bit(
         name: str, g: Any, p: Any, state1: Any, beta1: float, eps: float, step: int, lr: float,
         state2: Any = None, beta2: float = 0.0, beta3: float = 0.0, alpha: float = 0.0, weight_decay: float = 0.0,
         gnorm_scale: float = 1.0, unorm_vec: Any = None, max_unorm: float = 0.0, skip_zeros: bool = False,
     ) -> None:  # fmt: skip
-        cpu._optimizer_update_32bit_cpu(
+        """The library's function of this name, whose order of arguments is not the operation's."""
+        in_32_bits(
             name, g, p, state1, state2, unorm_vec, max_unorm, 0.0, beta1, beta2, beta3, alpha, eps, weight_decay,
             step, lr, gnorm_scale, skip_zeros,
         )  # fmt: skip
 
-    def by_kernel(*given: Any, **named: Any) -> None:
-        """An accelerator's kernel: it changes what it is given and allocates nothing."""
-
-    plays_accelerator = _has_accelerator_kernels(p.device)
     with (
-        mock.patch.object(functional, "optimizer_update_32bit", by_kernel if plays_accelerator else in_32_bits),
-        mock.patch.object(
-            functional,
-            "optimizer_update_8bit_blockwise",
-            by_kernel if plays_accelerator else cpu._optimizer_update_8bit_blockwise_cpu,
-        ),
+        mock.patch.object(functional, "optimizer_update_32bit", update_32bit),
+        mock.patch.object(functional, "optimizer_update_8bit_blockwise", blockwise),
     ):
         yield
 
