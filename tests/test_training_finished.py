@@ -276,6 +276,12 @@ def test_the_trunk_of_a_mean_pooled_model_loads_with_from_pretrained(chemistry_r
 
 
 @torch.no_grad()
+def test_whoever_may_read_a_run_may_read_its_model(regression_run: Path, lora_run: Path, chemistry_run: Path) -> None:
+    for run in (regression_run, lora_run, chemistry_run):
+        usual = (run / "summary.json").stat().st_mode
+        assert {file.stat().st_mode for file in (run / "model").iterdir()} == {usual}
+
+
 def test_an_adapter_loads_with_peft(lora_run: Path) -> None:
     import peft
 

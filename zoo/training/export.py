@@ -37,6 +37,8 @@ def save_model(setup: Setup, folder: Path) -> None:
         else:
             state = full or model.state_dict()
             save_file({k: v.contiguous() for k, v in state.items()}, str(partial / "model.safetensors"))
+        for file in partial.iterdir():  # safetensors makes files for their owner alone, whatever the umask says
+            file.chmod(partial.stat().st_mode & 0o666)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
