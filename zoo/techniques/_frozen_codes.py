@@ -36,14 +36,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Linear4bit | Linear8bit, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.dequantize().to(x.dtype), bias)
+        return F.linear(x, layer.full_weight().to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         (grad,) = grads
         into_x, _, into_bias = ctx.needs_input_grad
         return (
-            torch.matmul(grad, ctx.layer.dequantize().to(grad.dtype)) if into_x else None,
+            torch.matmul(grad, ctx.layer.full_weight().to(grad.dtype)) if into_x else None,
             None,
             grad.flatten(0, -2).sum(0) if into_bias else None,
         )
@@ -56,14 +56,17 @@ class _Frozen:
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def dequantize(self) -> torch.Tensor:
+    def full_weight(self) -> torch.Tensor:
         """The weight as it is multiplied: (outputs, inputs) in `compute_dtype`."""
         raise NotImplementedError
 
     @property
     def W_q(self) -> nn.Parameter:  # noqa: N802
-        """By this name PEFT knows layers that dequantize themselves (``peft.utils.integrations``); DoRA needs it."""
+        """By this name PEFT knows layers that `dequantize` themselves (``peft.utils.integrations``), for DoRA."""
         return self.weight
+
+    def dequantize(self) -> torch.Tensor:
+        return self.full_weight()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., inputs) of any floating-point type; the result has the same type."""
@@ -74,7 +77,7 @@ class _Frozen:
 class Linear4bit(_Frozen, bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
     """NF4: codes of 4 bits and a scale for every 64 weights. The scales are 8-bit codes where quantized doubly."""
 
-    def dequantize(self) -> torch.Tensor:
+    def full_weight(self) -> torch.Tensor:
         weight: torch.Tensor = functional.dequantize_4bit(self.weight.data, self.quant_state)
         return weight
 
@@ -88,7 +91,7 @@ class Linear4bit(_Frozen, bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
 class Linear8bit(_Frozen, bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]
     """8-bit integers with one scale for each output."""
 
-    def dequantize(self) -> torch.Tensor:
+    def full_weight(self) -> torch.Tensor:
         codes: torch.Tensor = self.weight.data
         scales = self.state.SCB.unsqueeze(1).mul(1.0 / 127.0)
         if codes.device.type == "cpu":  # which multiplies 16-bit by 32-bit numbers in a 32-bit copy: let it be seen

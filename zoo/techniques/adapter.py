@@ -9,10 +9,10 @@ from unittest import mock
 import torch
 from pydantic import Field
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from zoo.errors import InputError
 from zoo.techniques import Technique
+from zoo.techniques._imports import quietly
 from zoo.techniques._reach import taking_part
 
 if TYPE_CHECKING:
@@ -158,10 +158,7 @@ def match_dtypes(model: nn.Module) -> None:
 
 
 def _peft() -> Any:
-    """PEFT, whose import, and that of bitsandbytes by it, makes tensors that are not this step's."""
-    with _disable_current_modes(), torch.device("cpu"):
-        import peft
-    return peft
+    return quietly("peft")
 
 
 def _no_lengths() -> contextlib.AbstractContextManager[Any]:
@@ -184,7 +181,7 @@ def _measure_lengths(module: Any) -> None:
 
 def _weight_of(base: Any) -> torch.Tensor:
     """The weight as it is multiplied, dequantized where it is held in codes."""
-    weight: torch.Tensor = base.dequantize() if hasattr(base, "dequantize") else base.weight
+    weight: torch.Tensor = base.full_weight() if hasattr(base, "full_weight") else base.weight
     return weight
 
 

@@ -7,7 +7,6 @@ its weights dequantized.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections import Counter
 from types import ModuleType
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from zoo.errors import InputError
 from zoo.techniques import Technique
+from zoo.techniques._imports import quietly
 
 if TYPE_CHECKING:
     from zoo.step import Setup
@@ -122,9 +121,9 @@ class Int8(_Quantized):
 
 
 def layers() -> ModuleType:
-    """The layers, which import bitsandbytes. It makes tensors of its own then, which are no step's."""
-    with _disable_current_modes(), torch.device("cpu"):
-        return importlib.import_module("zoo.techniques._frozen_codes")
+    """The layers, which import bitsandbytes."""
+    module: ModuleType = quietly("zoo.techniques._frozen_codes")
+    return module
 
 
 def _frozen_linears(setup: Setup) -> tuple[list[str], list[str]]:

@@ -1,0 +1,24 @@
+"""Libraries that make tensors, and noise, when they are imported."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+def quietly(name: str) -> Any:
+    """Import a module: its own tensors are real ones of the CPU and of no step, whatever mode is on.
+
+    bitsandbytes, which PEFT imports, warns that it looked for an optional kernel of another package.
+    """
+    with _disable_current_modes(), torch.device("cpu"):
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            return importlib.import_module(name)
+        finally:
+            logging.disable(disabled)
