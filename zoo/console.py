@@ -154,6 +154,10 @@ class TrainingView(Watcher):
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self._progress.console.print(f"step {step:5d}  valid: {shown}{'  [green]best[/]' if best else ''}")
 
+    def ran_out(self, what: str) -> None:
+        if not self.quiet:
+            self._progress.console.print(f"[yellow]{what}[/]")
+
     def stopped(self, reason: str) -> None:
         if not self.quiet:
             self._progress.console.print(f"stopped early: {reason}")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from zoo.card import Source
 from zoo.data.prepare import Data
@@ -36,6 +39,19 @@ def limits_of(budget: Budget) -> Limits:
         return Limits(device, budget.device, budget.host, f"{format_bytes(budget.device)} as the budget says")
     origin = "the budget's gpu" if budget.gpu else "no budget given: this machine"
     return Limits(device, device.memory_bytes, budget.host, f"{device.title}, {origin}")
+
+
+def what_is_free(limits: Limits, device: torch.device) -> Limits:
+    """The limits, lowered to what is free on the machine that is about to train, where that is less."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + (limits.device.context_bytes or 0)  # the context exists by now
+    elif limits.device.name == "cpu":
+        free = detect().memory_bytes
+    else:
+        return limits
+    if free >= limits.device_bytes:
+        return limits
+    return replace(limits, device_bytes=free, origin=f"{limits.origin}, of which {format_bytes(free)} are free now")
 
 
 def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[Workload, Data | None]:

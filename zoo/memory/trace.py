@@ -75,7 +75,7 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
     """A ledger under which autograd sums gradients as it does where nobody is watching."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.add.Tensor and _adds_in_place(args, kwargs):
+        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
             func = torch.ops.aten.add_.Tensor
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -92,7 +92,7 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
             return value.item()
-        if func is torch.ops.aten.add.Tensor and _adds_in_place(args, kwargs):
+        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
             func = torch.ops.aten.add_.Tensor
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
@@ -118,7 +118,7 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         self.record.events.append(EMPTY_CACHE)
 
 
-def _adds_in_place(args: Any, kwargs: Any) -> bool:
+def sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
     """Whether autograd, summing gradients of one tensor, would write into the first, were nobody watching.
 
     ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: it does where nothing else holds the gradient,

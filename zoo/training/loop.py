@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.data.batches import Batches
@@ -17,10 +17,11 @@ from zoo.domain import Batch, Task
 from zoo.errors import InputError, Interrupted, TrainingError
 from zoo.plans import Plan
 from zoo.recipe import Train
-from zoo.step import Setup, no_phase, train_step
+from zoo.step import Setup, no_phase
 from zoo.training import inference, state
 from zoo.training.files import RunFolder
 from zoo.training.meter import Meter
+from zoo.training.recovery import RanOut, attempt
 from zoo.training.schedule import learning_rate
 from zoo.training.watcher import Watcher
 
@@ -30,7 +31,7 @@ MEASURED_STEPS = 3
 
 @dataclass
 class Loop:
-    """One run of a built setup over prepared data."""
+    """One run of a built setup over prepared data. `limit` is the bytes that a CPU may hold, None where none is set."""
 
     setup: Setup
     task: Task
@@ -39,12 +40,14 @@ class Loop:
     train: Train
     folder: RunFolder
     meter: Meter | None = None
+    limit: int | None = None
     watcher: Watcher = field(default_factory=Watcher)
     progress: state.Progress = field(default_factory=state.Progress)
 
     def __post_init__(self) -> None:
         lengths = [self.task.length(e) for e in self.data.train]
-        self.batches = Batches(lengths, self.train.global_batch_size, self.plan.micro_batch_size, self.train.seed)
+        micro = self.progress.micro_batch_size or self.plan.micro_batch_size
+        self.batches = Batches(lengths, self.train.global_batch_size, micro, self.train.seed)
         self.steps = self.train.max_steps or (self.train.epochs or 1) * len(self.batches)
         self.evaluate_every = self.train.evaluate_every or len(self.batches)
         self.longest = max(lengths)
@@ -65,7 +68,8 @@ class Loop:
         started = time.perf_counter() - self.progress.seconds
         with _ctrl_c() as interrupted, self._tensorboard():
             for step, micro_rows in self._remaining():
-                self._one(step, micro_rows)
+                if not self._one(step, micro_rows):
+                    continue
                 self.progress.seconds = time.perf_counter() - started
                 due = self.progress.step % self.evaluate_every == 0 or self.progress.step == self.steps
                 if due and self._evaluate():
@@ -84,23 +88,27 @@ class Loop:
         return self.progress
 
     def _remaining(self) -> Iterator[tuple[int, list[list[int]]]]:
-        step = self.progress.step
+        """Steps and their micro-batches from where the progress is, which may go back."""
         if self._out_of_patience():  # it was killed just after deciding to stop
             return
-        while step < self.steps:
-            epoch, first = divmod(step, len(self.batches))
-            for rows in self.batches.epoch(epoch)[first:]:
-                if step >= self.steps:
-                    return
-                yield step, rows
-                step += 1
+        known: tuple[Batches, int] | None = None
+        steps: list[list[list[int]]] = []
+        while self.progress.step < self.steps:
+            epoch, within = divmod(self.progress.step, len(self.batches))
+            if known != (self.batches, epoch):
+                known, steps = (self.batches, epoch), self.batches.epoch(epoch)
+            yield self.progress.step, steps[within]
 
-    def _one(self, step: int, micro_rows: list[list[int]]) -> None:
+    def _one(self, step: int, micro_rows: list[list[int]]) -> bool:
+        """One update. False when memory ran out before it: the same rows come again in smaller micro-batches."""
         rate = learning_rate(self.train, step, self.steps)
         assert self.setup.optimizer is not None
         for group in self.setup.optimizer.param_groups:
             group["lr"] = rate
-        result = train_step(self.setup, self._collate(step, micro_rows))
+        result = attempt(self.setup, self._collate(step, micro_rows), self.limit)
+        if isinstance(result, RanOut):
+            self._go_smaller(step, result, max(len(members) for members in micro_rows))
+            return False
         loss = float(result.loss)
         norm = None if result.grad_norm is None else float(result.grad_norm)
         for what, value in (("loss", loss), ("gradient norm", norm)):
@@ -117,6 +125,24 @@ class Loop:
         self.watcher.stepped(step + 1, loss, rows_seen)
         if self.progress.step == min(MEASURED_STEPS, self.steps):
             self._stop_meter()
+        return True
+
+    def _go_smaller(self, step: int, ran_out: RanOut, rows: int) -> None:
+        """Halve the micro-batch; where weights may have changed already, go back to the last checkpoint too."""
+        where = f"memory ran out at step {step + 1} ({ran_out.phase}, micro-batch of {rows}): {ran_out.error}"
+        if rows == 1:
+            raise TrainingError(
+                f"{where}; a micro-batch cannot be smaller than one row: raise the budget, or let the planner choose "
+                f"with techniques: auto; the last good checkpoint is {self.folder.checkpoint} (step {self._saved_step})"
+            )
+        told = [*self.progress.ran_out, where]
+        if ran_out.weights_changed:
+            self.progress = state.restore(self.folder.checkpoint, self.setup)
+            self._cut_log()
+        self.progress.ran_out = told
+        self.progress.micro_batch_size = rows // 2
+        self.batches = replace(self.batches, micro_batch_size=rows // 2)
+        self.watcher.ran_out(f"{where}; going on from step {self.progress.step} with micro-batches of {rows // 2}")
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
@@ -170,7 +196,7 @@ class Loop:
     def _score(self) -> dict[str, float]:
         predictions = inference.predict(
             self.task, self.setup.model, self.data.valid, self.setup.device,
-            rows=self.plan.micro_batch_size, longest=self.longest,
+            rows=self.batches.micro_batch_size, longest=self.longest,
         )  # fmt: skip
         return inference.score(self.task, predictions, self.data.valid)
 

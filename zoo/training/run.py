@@ -18,7 +18,7 @@ from zoo.data.prepare import Data
 from zoo.errors import DoesNotFit, InputError
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import Estimate
-from zoo.planner import decide, limits_of, survey
+from zoo.planner import decide, limits_of, survey, what_is_free
 from zoo.plans import Decision, Limits, Plan, Workload
 from zoo.resolve import Job
 from zoo.step import Setup, build, describe
@@ -86,7 +86,7 @@ def train(
     assert data is not None
     resolved = _resolved(job)
     _check_same(folder, resolved)
-    limits = limits_of(job.recipe.budget)
+    limits = what_is_free(limits_of(job.recipe.budget), training_device())
     started = folder.resolved.exists() and folder.plan.exists()
     decision = _as_started(folder, job, workload, limits) if started else decide(job, workload, limits)
     if not decision.fits:
@@ -113,12 +113,14 @@ def train(
             done = state.restore(folder.checkpoint, setup)
             meter.stop()
         left = None if before.measured else meter
-        loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, left, watcher, done)
+        kept = decision.limits.device_bytes if device.type == "cpu" and job.recipe.budget.device is not None else None
+        loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, left, kept, watcher, done)
         done = loop.run()
         tensors = torch.load(folder.best, map_location=device, weights_only=True)
         state.restore_tensors(setup, tensors, folder.best)
         save_model(setup, folder.model)
-        metrics, table = _test(setup, job, data, decision.chosen, longest)
+        micro = done.micro_batch_size or decision.chosen.micro_batch_size
+        metrics, table = _test(setup, job, data, replace(decision.chosen, micro_batch_size=micro), longest)
     _write_predictions(folder, table)
     summary: dict[str, Any] = {
         "name": job.recipe.name,
@@ -129,8 +131,8 @@ def train(
         "rows": {part: len({e.row for e in data.part(part)}) for part in ("train", "valid", "test")},
         "data_notes": data.notes,
         "techniques": dict(describe(decision.chosen.techniques)),
-        "micro_batch_size": decision.chosen.micro_batch_size,
-        "accumulation_steps": decision.chosen.accumulation_steps,
+        "micro_batch_size": micro,
+        "accumulation_steps": -(-decision.chosen.accumulation_steps * decision.chosen.micro_batch_size // micro),
         "memory": {
             "budget_bytes": decision.limits.device_bytes,
             "predicted_bytes": with_peak(decision.chosen.estimate.peak_by_phase),
@@ -140,6 +142,7 @@ def train(
         "best_step": done.best_step,
         "steps": done.step,
         "seconds": round(done.seconds, 3),
+        "ran_out_of_memory": done.ran_out,
         "notes": setup.notes,
     }
     if with_baselines:

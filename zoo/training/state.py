@@ -16,7 +16,10 @@ from zoo.training.files import write_atomically
 
 @dataclass
 class Progress:
-    """Where a run is. `log_bytes` is the length of the metrics log at that moment: what came after it is cut off."""
+    """Where a run is. `log_bytes` is the length of the metrics log at that moment: what came after it is cut off.
+
+    `micro_batch_size` is the plan's, or what it was lowered to when memory ran out; `ran_out` tells where it did.
+    """
 
     step: int = 0
     best_metric: float | None = None
@@ -26,6 +29,8 @@ class Progress:
     log_bytes: int = 0
     measured: dict[str, int] = field(default_factory=dict)
     finished: bool = False
+    micro_batch_size: int | None = None
+    ran_out: list[str] = field(default_factory=list)
 
 
 def trained_tensors(setup: Setup) -> dict[str, torch.Tensor]:

@@ -1,0 +1,136 @@
+"""Going on when a device runs out of memory in spite of the plan: the same step again in smaller micro-batches.
+
+What a GPU does by itself is done on the CPU by a `Guard`: an allocation beyond the budget raises the error that
+CUDA would raise, so that a budget is kept, and what follows is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import traceback
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo.domain import Batch
+from zoo.memory.leaves import tensors_in
+from zoo.memory.trace import sums_gradients_in_place
+from zoo.step import Setup, StepResult, train_step
+from zoo.units import format_bytes
+
+
+class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises `torch.OutOfMemoryError` for an operation whose results would not fit `limit` bytes beside what is alive.
+
+    `held` are the tensors that are alive when it is entered; it counts every storage once.
+    """
+
+    def __init__(self, limit: int, held: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.limit = limit
+        self.alive = 0
+        self._known: dict[weakref.ref[torch.UntypedStorage], int] = {}
+        for tensor in held:
+            self._see(tensor)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
+            func = torch.ops.aten.add_.Tensor
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(out):
+            self._see(tensor)
+        if self.alive > self.limit:
+            raise torch.OutOfMemoryError(
+                f"{func} would hold {format_bytes(self.alive)} of a budget of {format_bytes(self.limit)}"
+            )
+        return out
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = weakref.ref(storage, self._died)
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.alive += storage.nbytes()
+
+    def _died(self, key: weakref.ref[torch.UntypedStorage]) -> None:
+        self.alive -= self._known.pop(key, 0)
+
+
+@dataclass(frozen=True)
+class RanOut:
+    """Where a step ran out of memory: its phase, what was said, and whether weights may have changed before."""
+
+    phase: str
+    error: str
+    weights_changed: bool
+
+
+def attempt(setup: Setup, batch: Sequence[Batch], limit: int | None) -> StepResult | RanOut:
+    """One step; when memory runs out, nothing of it is left but what `RanOut` tells, and random numbers are as before.
+
+    With `limit` (bytes) the device is a CPU that must not hold more.
+    """
+    numbers = _random_state()
+    versions = _versions(setup)
+    outer, now = setup.phase, "forward"
+
+    @contextlib.contextmanager
+    def phase(name: str) -> Iterator[None]:
+        nonlocal now
+        now = name
+        with outer(name):
+            yield
+
+    guard = contextlib.nullcontext() if limit is None else Guard(limit, _held(setup, batch))
+    setup.phase = phase
+    try:
+        with guard:
+            return train_step(setup, batch)
+    except torch.OutOfMemoryError as error:
+        said = str(error).split("\n")[0]
+        for frame, _ in traceback.walk_tb(error.__traceback__):  # the frames of the step keep its activations alive
+            with contextlib.suppress(RuntimeError):
+                frame.clear()
+    finally:
+        setup.phase = outer
+    for parameter in setup.model.parameters():
+        parameter.grad = None
+    gc.collect()
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()
+    changed = now == "optimizer" or _versions(setup) != versions
+    _set_random_state(numbers)
+    return RanOut(now, said, changed)
+
+
+def _held(setup: Setup, batch: Sequence[Batch]) -> list[torch.Tensor]:
+    assert setup.optimizer is not None
+    inputs = [(micro.inputs, micro.targets) for micro in batch]
+    return [
+        *setup.model.parameters(), *setup.model.buffers(), *tensors_in(setup.optimizer.state_dict()),
+        *tensors_in(inputs),
+    ]  # fmt: skip
+
+
+def _versions(setup: Setup) -> list[int]:
+    """Counts of the changes in place that each trained parameter has seen."""
+    return [parameter._version for parameter in setup.trainable().values()]
+
+
+def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
