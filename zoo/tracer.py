@@ -90,7 +90,7 @@ class Tracer:
         """Two steps of the plan's very batch (or one, with the optimizer's states made before it), and how many."""
 
         def traced(card: ModelCard, steps: int) -> Record:
-            size, count = plan.micro_batch_size, min(plan.accumulation_steps, 2)
+            size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
             return self._trace(plan.techniques, card, size, count, self.confirming, costs=False, steps=steps)
 
         period = math.lcm(*(t.period for t in plan.techniques))
@@ -142,9 +142,10 @@ class Tracer:
     ) -> Estimate:
         """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
         cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
+        shown = _shown(techniques, count)
         tapes = [
             Tape.of(
-                self._trace(techniques, card, size, min(count, 2), world, costs=world == self.searching, steps=steps),
+                self._trace(techniques, card, size, shown, world, costs=world == self.searching, steps=steps),
                 many=False,
             )
             for card in cards
@@ -185,3 +186,8 @@ def _halvings(count: int) -> list[int]:
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
     return sizes
+
+
+def _shown(techniques: tuple[Technique, ...], count: int) -> int:
+    """Micro-batches of a trace that shows all that a step of `count` does."""
+    return min(count, max(t.passes for t in techniques))

@@ -168,6 +168,7 @@ class Family:
 
 def _estimate(played: Sequence[Played], names: tuple[str, ...], accumulation: int) -> Estimate:
     passes = 0
+    repeated = max(accumulation + 1 - sum(segment.phase == "forward" for segment in played), 1)
     alive = np.zeros(len(names))
     top = alive
     peaks: dict[str, int] = defaultdict(int)
@@ -180,7 +181,7 @@ def _estimate(played: Sequence[Played], names: tuple[str, ...], accumulation: in
             peaks[segment.phase] = max(peaks[segment.phase], round(here.sum()))
             if here.sum() > top.sum():
                 top = here
-            seconds += segment.seconds * (accumulation - 1 if beyond else 1)
+            seconds += segment.seconds * (repeated if beyond else 1)
         alive = alive + segment.net
     return Estimate(
         dict(peaks),

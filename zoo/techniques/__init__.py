@@ -39,6 +39,7 @@ class Technique(Frozen):
     - `freezes_trunk`: whether nothing but the task head and what it adds itself is trained.
     - `loads_on_host`: whether the model is loaded in host memory, from where `apply` brings it to the device.
     - `affine`: whether all it allocates is an affine function of the micro-batch's rows, so that one trace tells all.
+    - `passes`: how many micro-batches a step must have to show all that one of more does: the first, the others.
     """
 
     key: ClassVar[str]
@@ -50,6 +51,7 @@ class Technique(Frozen):
     arithmetic: ClassVar[frozenset[str]] = frozenset()
     automatic: ClassVar[bool] = True
     affine: ClassVar[bool] = True
+    passes: ClassVar[int] = 2
     freezes_trunk: ClassVar[bool] = False
     loads_on_host: ClassVar[bool] = False
 

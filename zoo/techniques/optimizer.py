@@ -88,7 +88,8 @@ class AdamWInBackward(AdamW):
     name = "adamw-in-backward"
     source = "Lv et al. 2023, arXiv 2306.09782 (LOMO: fused backward pass and update)"
     automatic = False
-    affine: ClassVar[bool] = False  # what the last backward pass does differs from what the others do
+    affine: ClassVar[bool] = False
+    passes: ClassVar[int] = 3  # the first makes gradients, others add to them, the last takes them away
 
     def why_not(self, setup: Setup) -> str | None:
         if setup.max_grad_norm is not None:
