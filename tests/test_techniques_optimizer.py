@@ -27,6 +27,8 @@ from torch import nn
 
 from zoo.domain import find_model
 from zoo.errors import InputError
+from zoo.memory.roofline import Rates
+from zoo.memory.scaling import Family, Tape
 from zoo.memory.trace import World, without_storage
 from zoo.step import PHASES, Setup, build, train_step
 from zoo.techniques import Technique, registry
@@ -439,6 +441,24 @@ def test_no_gradients_are_left_for_the_optimizer_of_a_step_in_the_backward_pass(
     used = sum(p.numel() * 4 for n, p in setup.trainable().items() if "contact_head" not in n)
     assert plain["optimizer"] - inside["optimizer"] == pytest.approx(used, rel=0.02)
     assert plain["backward"] - inside["backward"] > 0.6 * used, "what is left are those of a layer"
+
+
+def test_three_micro_batches_show_what_five_of_a_step_in_the_backward_pass_take() -> None:
+    """The first makes gradients, those in the middle add to them, and the last takes them away."""
+    card = changed(find_model("esm2_t6_8m"), num_hidden_layers=2)
+    task = task_of("sequence_regression", card)
+    techniques = defaults(optimizer=AdamWInBackward(), checkpointing=BlockCheckpointing())
+    records = {
+        n: predicted(card, task, techniques, 4, 64, accumulation=n, steps=1, count_costs=True) for n in (2, 3, 5)
+    }
+    rates = Rates(fp32=1e12, half=2e12, bandwidth=1e11, launch=1e-6)
+    told = {n: Family(Tape.of(records[n], many=False), None, 0).estimate(0, 4, 5, rates) for n in (2, 3)}
+    whole = records[5].peaks()
+    for phase in PHASES:
+        assert told[AdamWInBackward.passes].peak_by_phase[phase] == pytest.approx(whole[phase], rel=0.001)
+    assert told[2].peak_by_phase["backward"] < 0.99 * whole["backward"], "two would not do"
+    seconds = Family(Tape.of(records[5], many=False), None, 0).estimate(0, 4, 5, rates).seconds
+    assert told[3].seconds == pytest.approx(seconds, rel=0.001)
 
 
 def test_eight_bits_and_adafactor_hold_less_than_adamw() -> None:

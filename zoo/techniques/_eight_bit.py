@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -19,6 +18,8 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
+
+from zoo.techniques._imports import quietly
 
 
 def missing() -> str | None:
@@ -41,12 +42,7 @@ def adamw_8bit(groups: Sequence[dict[str, Any]], *, lr: float) -> torch.optim.Op
 
 @functools.cache
 def _optimizer_class() -> Any:
-    from zoo.step import storage_free
-
-    # Which product of 4-bit weights the CPU has is of no interest here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    with storage_free():  # importing it makes tensors, which are not this step's
-        library = importlib.import_module("bitsandbytes")
+    library = quietly("bitsandbytes")
 
     class AdamW8bit(library.optim.AdamW8bit):  # type: ignore[misc,name-defined]
         """The library's, which can also be stepped without storage."""

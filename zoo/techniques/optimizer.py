@@ -19,7 +19,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.techniques import Technique, _eight_bit
+from zoo.techniques import Technique
+from zoo.techniques._eight_bit import adamw_8bit, missing
 from zoo.techniques._masters import InBackward, MasterWeights
 from zoo.techniques._stochastic import StochasticAdamW
 
@@ -119,12 +120,12 @@ class AdamW8bit(_Optimizer):
     automatic = False
 
     def why_not(self, setup: Setup) -> str | None:
-        return _eight_bit.missing() or super().why_not(setup)
+        return missing() or super().why_not(setup)
 
     def make(
         self, setup: Setup, groups: list[dict[str, Any]], numbers: Mapping[nn.Parameter, int]
     ) -> torch.optim.Optimizer:
-        return _eight_bit.adamw_8bit(groups, lr=setup.learning_rate)
+        return adamw_8bit(groups, lr=setup.learning_rate)
 
 
 class Adafactor(_Optimizer):
