@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from zoo.data.tables import column, read_table
+from zoo.data.tables import column, read_table, write_table
 from zoo.domain import domains
 from zoo.errors import InputError
 
@@ -40,11 +40,58 @@ def test_parquet_is_read_as_text_with_nothing_for_null(tmp_path: Path) -> None:
     assert read_table(path, {}).to_dict("list") == {"s": ["CCO", ""], "x": ["0.1", ""], "n": ["1", "2"]}
 
 
-def test_surplus_fields_do_not_shift_the_columns(tmp_path: Path) -> None:
-    path = write(tmp_path, "a,b\n1,2,3\n4,5,6\n")
-    assert refused(path) == f"{path}: cannot be read as .csv: rows have more fields than the 2 names of the header"
-    path = write(tmp_path, "a,b\n1,2\n4,5,6\n")
-    assert "Expected 2 fields in line 3, saw 3" in refused(path)
+def test_surplus_fields_are_an_error_that_names_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b\n1,2,3\n\n4,5,6\n")
+    assert refused(path) == f"{path}:2: 3 fields, the header has 2\n{path}:4: 3 fields, the header has 2"
+    path = write(tmp_path, "a,b\n" + "1,2,3\n" * 11)
+    assert refused(path).endswith(f"{path}:11: 3 fields, the header has 2\n{path}: 11 lines are malformed")
+
+
+def test_quotes_that_do_not_match_are_an_error_of_their_line_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, 'a,b\n1,"2\n"x\ny","z"\n"3"4,5\n')
+    assert refused(path).split("\n") == [
+        f"{path}:2: its quotes do not match (',' expected after '\"')",
+        f"{path}:5: its quotes do not match (',' expected after '\"')",
+    ]
+    path = write(tmp_path, 'a,b\n1,"2\n3,4\n')
+    assert refused(path) == f"{path}:2: its quotes do not match (unexpected end of data)"
+    path = write(tmp_path, '"a,b\n1,2\n')
+    wrong = "line 1, the header: its quotes do not match (unexpected end of data)"
+    assert refused(path) == f"{path}: cannot be read as .csv: {wrong}"
+
+
+def test_malformed_lines_are_rows_with_a_reason_where_they_are_asked_for(tmp_path: Path) -> None:
+    malformed: dict[int, str] = {}
+    table = read_table(write(tmp_path, 'a,b\n1,2\n1,2,3\n4,"5\n6,7\n'), {}, malformed=malformed)
+    assert table.to_dict("list") == {"a": ["1", "1", '4,"5', "6"], "b": ["2", "2", "", "7"]}
+    assert malformed == {
+        1: "3 fields, the header has 2",
+        2: "its quotes do not match (unexpected end of data)",
+    }
+
+
+def test_blank_lines_are_rows_of_a_file_with_one_column(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, '\nsmiles\nCCO\n\nCCN\n""\nCCC\n\n\n'), {})
+    assert table["smiles"].tolist() == ["CCO", "", "CCN", "", "CCC"]
+    table = read_table(write(tmp_path, "smiles,y\nCCO,1\n\nCCN,2\n\n"), {})
+    assert table["smiles"].tolist() == ["CCO", "CCN"]
+
+
+def test_lines_end_as_they_like_and_fields_are_as_long_as_they_like(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'a,b\r\n1,"x\r\ny"\r\n' + b"A" * 200_000 + b",\x0c\xe2\x80\xa8\r\n")
+    assert read_table(path, {}).to_dict("list") == {"a": ["1", "A" * 200_000], "b": ["x\r\ny", "\x0c\u2028"]}
+
+
+def test_columns_keep_their_names_and_one_that_is_there_twice_cannot_be_chosen(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, ",a,a\n1,2,3\n"), {})
+    assert list(table.columns) == ["", "a", "a"]
+    with pytest.raises(InputError, match='^here: 2 columns are named "a"; give each a name of its own$'):
+        column(table, "a", "here")
+    write_table(table, tmp_path / "out", ".csv")
+    assert (tmp_path / "out").read_text() == ",a,a\n1,2,3\n"
+    with pytest.raises(InputError, match=r"^Parquet has no two columns of one name \(a\); write a \.csv instead$"):
+        write_table(table, tmp_path / "out", ".parquet")
 
 
 def test_missing_fields_are_empty(tmp_path: Path) -> None:
@@ -57,7 +104,7 @@ def test_files_that_hold_nothing_are_errors(tmp_path: Path) -> None:
     path = write(tmp_path, "a,b\n")
     assert refused(path) == f"{path}: has no rows"
     path = write(tmp_path, "\n\n")
-    assert refused(path) == f"{path}: cannot be read as .csv: No columns to parse from file"
+    assert refused(path) == f"{path}: cannot be read as .csv: there is no header"
 
 
 def test_files_that_cannot_be_read_are_errors(tmp_path: Path) -> None:

@@ -69,6 +69,53 @@ def test_predictions_keep_rows_order_and_columns_and_name_what_cannot_be_read(op
     assert found[3]["prediction"] == found[4]["prediction"]
 
 
+def test_blank_and_malformed_lines_are_rows_with_an_error(opened: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text('sequence\nKRKRAG\n\nDEDEAG\n""\nKRKR,1\n"KRKR\nDEDE\n')
+    assert predict_file(opened, source, tmp_path / "out.csv") == (7, 4)
+    found = rows_of(tmp_path / "out.csv")
+    assert [r["sequence"] for r in found] == ["KRKRAG", "", "DEDEAG", "", "KRKR", '"KRKR', "DEDE"]
+    assert [r["error"] for r in found] == [
+        "", "the sequence is empty: no residues", "", "the sequence is empty: no residues",
+        "2 fields, the header has 1", "its quotes do not match (unexpected end of data)", "",
+    ]  # fmt: skip
+    assert [r["prediction"] == "" for r in found] == [bool(r["error"]) for r in found]
+
+
+def test_columns_of_one_name_come_out_as_they_went_in(opened: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("sequence,a,a\nKRKRAG,1,2\n")
+    predict_file(opened, tmp_path / "in.csv", tmp_path / "out.csv")
+    header, row = (tmp_path / "out.csv").read_text().splitlines()
+    assert header == "sequence,a,a,prediction,error"
+    assert row.startswith("KRKRAG,1,2,")
+
+
+@pytest.mark.parametrize("name", ["regression_run", "lora_run"])
+def test_prediction_columns_are_there_even_when_no_row_can_be_read(
+    regression_run: Path, lora_run: Path, name: str
+) -> None:
+    run = Run.open({"regression_run": regression_run, "lora_run": lora_run}[name])
+    good, bad = (run.predict_table(pd.DataFrame({"sequence": [text]})) for text in ("KRKRAG", "1"))
+    assert list(bad) == list(good)
+    assert bad.iloc[0, 1:-1].isna().all()
+
+
+def test_predictions_are_written_in_the_kind_that_the_name_says(opened: Run, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("sequence\nKRKRAG\n1\n")
+    expected = opened.predict_table(pd.DataFrame({"sequence": ["KRKRAG", "1"]}))
+    for name, read in (("out.parquet", pd.read_parquet), ("out.TSV", lambda path: pd.read_csv(path, sep="\t"))):
+        assert predict_file(opened, tmp_path / "in.csv", tmp_path / name) == (2, 1)
+        found = read(tmp_path / name)
+        assert list(found) == list(expected)
+        assert found["prediction"].tolist() == pytest.approx(expected["prediction"].tolist(), nan_ok=True)
+    with pytest.raises(InputError) as error:
+        predict_file(opened, tmp_path / "in.csv", tmp_path / "out.xlsx")
+    assert str(error.value) == (
+        f'{tmp_path / "out.xlsx"}: predictions cannot be written as ".xlsx" (kinds: .csv, .tsv, .parquet); '
+        "give it such an ending"
+    )
+
+
 def test_inputs_beyond_the_model_are_errors_of_their_row(opened: Run) -> None:
     table = opened.predict_table(pd.DataFrame({"sequence": ["A" * 142, "A" * 143]}))
     assert table["error"].tolist() == ["", "145 tokens, the limit is 144 (data.too_long: error)"]
@@ -199,7 +246,11 @@ def test_a_run_of_esm2_predicts_and_is_evaluated(adapter: str, recipes: Recipes,
 
 def test_a_masked_language_model_is_evaluated_with_the_same_masks(recipes: Recipes) -> None:
     done = train(recipes.job({**MASKED, "train.max_steps": 1}), output=recipes.folder / "run")
-    assert Run.open(done.folder.path).evaluate() == done.summary["metrics"]
+    run = Run.open(done.folder.path)
+    assert run.evaluate() == done.summary["metrics"]
+    (recipes.folder / "in.csv").write_text("sequence\nKRKRAG\n1\n")
+    predict_file(run, recipes.folder / "in.csv", recipes.folder / "out.csv")
+    assert [r["masked_tokens"] for r in rows_of(recipes.folder / "out.csv")] == ["1", ""]  # a count, not 1.0
 
 
 def test_every_row_of_a_file_is_scored_once(opened: Run, tmp_path: Path) -> None:

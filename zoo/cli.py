@@ -150,7 +150,7 @@ def train(
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV, TSV or Parquet file to write.")],
     as_json: Json = False,
 ) -> None:
     """Predict every row of a file. Rows, order and columns stay; rows that cannot be read get an error."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from zoo.data.tables import read_table
+from zoo.data.tables import CORE_SUFFIXES, read_table, write_table
 from zoo.errors import InputError
 from zoo.recipe import Recipe, Split
 from zoo.recipe_file import RecipeFile
@@ -60,21 +62,32 @@ class Run:
         """The name of the split that the run's metrics belong to."""
         return str(json.loads(self.folder.summary.read_text())["split"])
 
-    def predict_table(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``."""
+    def predict_table(self, table: pd.DataFrame, malformed: Mapping[int, str] = MappingProxyType({})) -> pd.DataFrame:
+        """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``.
+
+        Rows in `malformed` (row -> reason) are not predicted.
+        """
         examples, errors = self.job.task.read_inputs(self.job, self._fetch, table)
+        examples = [e for e in examples if e.row not in malformed]
         longest = max((self.job.task.length(e) for e in examples), default=0)
         combined = self.job.task.combine(self._predict(examples, PREDICT_ROWS, longest), examples)
         errors.update({row: "the prediction is not finite" for row, v in combined.items() if not inference.finite(v)})
-        names = list(dict.fromkeys(name for values in combined.values() for name in values))
+        errors.update(malformed)
+        names = list(dict.fromkeys(name for values in combined.values() for name in values)) or self._names()
         taken = [name for name in [*names, "error"] if name in table.columns]
         if taken:
             raise InputError(f"the input has columns named {', '.join(taken)} already, which predictions would replace")
         out = table.copy()
         for name in names:
-            out[name] = [combined.get(row, {}).get(name) for row in range(len(table))]
+            out[name] = _values([combined.get(row, {}).get(name) for row in range(len(table))])
         out["error"] = [errors.get(row, "") for row in range(len(table))]
         return out
+
+    def _names(self) -> list[str]:
+        """Names of the prediction columns, from predicting something that means nothing."""
+        batch = self.job.task.blank_batch(self.job.card, 1, self.job.card.special_tokens + 1).to(self.device)
+        with inference.evaluating(self.model):
+            return list(self.job.task.predict(self.model, batch)[0])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metrics on the validation and test parts of the run's own data: the very numbers of its summary."""
@@ -113,14 +126,27 @@ class Run:
         return fetcher(progress=False)
 
 
-def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
-    """Predict every row of a file into a CSV. Returns how many rows there are and how many could not be read.
+def _values(values: list[Any]) -> pd.Series[Any]:
+    """A column in which integers stay integers, whatever is missing beside them."""
+    whole = any(value is not None for value in values) and all(v is None or type(v) is int for v in values)
+    return pd.Series(values, dtype="Int64" if whole else None)
 
-    Raises `InputError` where the CSV would replace the file that is read.
+
+def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
+    """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
+
+    Raises `InputError` for a `target` of another kind, and where it would replace the file that is read.
     """
+    kind = target.suffix.lower()
+    if kind not in CORE_SUFFIXES:
+        kinds = ", ".join(CORE_SUFFIXES)
+        raise InputError(
+            f'{target}: predictions cannot be written as "{kind}" (kinds: {kinds}); give it such an ending'
+        )
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the predictions to another file")
-    table = read_table(source, run.job.domain.readers)
-    out = run.predict_table(table)
-    write_atomically(target, lambda partial: out.to_csv(partial, index=False))
+    malformed: dict[int, str] = {}
+    table = read_table(source, run.job.domain.readers, malformed=malformed)
+    out = run.predict_table(table, malformed)
+    write_atomically(target, lambda partial: write_table(out, partial, kind))
     return len(out), int((out["error"] != "").sum())
