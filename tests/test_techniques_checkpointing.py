@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Recipes
 from small_models import CPU, Steps, batches, defaults, measured, predicted, run_steps, small, task_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.card import ModelCard
 from zoo.errors import InputError
+from zoo.memory.devices import find
 from zoo.memory.trace import World
+from zoo.plans import Limits, Workload
 from zoo.step import PHASES, Setup, build, train_step
 from zoo.tasks.sequence import SequenceTask
 from zoo.techniques import Technique
 from zoo.techniques.adapter import LoRA
 from zoo.techniques.checkpointing import BlockCheckpointing, SelectiveCheckpointing, _kept
 from zoo.techniques.precision import BF16
+from zoo.tracer import Tracer
 from zoo.training.export import save_model
 from zoo.training.meter import with_peak
 from zoo.training.values import loader_of
+from zoo.units import GIB
 
 LENGTHS = (17, 9, 30, 12)
 KINDS: tuple[Technique, ...] = (BlockCheckpointing(), BlockCheckpointing(every=2), SelectiveCheckpointing())
@@ -291,3 +297,32 @@ def test_a_kept_result_is_alive_between_forward_and_backward_and_no_other() -> N
         kept = tokens * (5 * width + inner + width + heads) * 4  # q, k, v, attention's, mlp's down; up; attention
         block_input = tokens * width * 4
         assert held[0] - held[1] == pytest.approx(kept + block_input, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def _tracer(session: Recipes, layers: int, device: str) -> Tracer:
+    """Of a model with so many narrow blocks."""
+    job = session.job({"techniques": {"precision": "fp32", "adapter": "full"}, "train.global_batch_size": 4})
+    card = job.card.model_copy(update={"config": {**job.card.config, "num_hidden_layers": layers}})
+    job = dataclasses.replace(job, card=card)
+    return Tracer(job, Workload(20, 4, "a test"), Limits(find(device), 64 * GIB, None, "a test"))
+
+
+@pytest.mark.parametrize(("layers", "every"), [(7, 2), (30, 4), (33, 5), (14, 8)])
+@pytest.mark.parametrize("device", ["cpu", "t4"])
+def test_depths_that_are_traced_fit_the_period(recipes: Recipes, layers: int, every: int, device: str) -> None:
+    """Estimated from shallow models, confirmed as the planner confirms, or traced as a whole: the same peaks."""
+    tracer = _tracer(recipes, layers, device)
+    chosen = defaults(checkpointing=BlockCheckpointing(every=every))
+    plan = tracer.plans(chosen)[0]
+    assert plan.micro_batch_size == 4
+    whole = tracer._full(chosen, 4, 1, tracer.searching, steps=1)
+    for phase in PHASES:
+        assert plan.estimate.peak_by_phase[phase] == pytest.approx(whole.peak_by_phase[phase], rel=2e-3), phase
+    confirmed = tracer.confirm(plan).estimate
+    tracer.depth = None  # from here on it traces models as they are
+    whole = tracer.confirm(plan).estimate
+    for phase in PHASES:
+        assert confirmed.peak_by_phase[phase] == pytest.approx(whole.peak_by_phase[phase], rel=2e-3), phase

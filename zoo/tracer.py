@@ -95,7 +95,8 @@ class Tracer:
 
         period = math.lcm(*(t.period for t in plan.techniques))
         if self.depth is not None and self.depth > max(FULL_TRACE_DEPTH, DEEP[-1] * period):
-            first = DEEP[0] + (self.depth - DEEP[0]) % period
+            least = max(DEEP[0], period)  # of a shorter stack not every part of the pattern would be there
+            first = least + (self.depth - least) % period
             depths = [first, first + period, first + 2 * period]
             steps = 1 if self.kind is None else 2
             with contextlib.suppress(Irregular):
