@@ -15,6 +15,7 @@ from zoo.domain import find_model
 from zoo.step import PHASES, build, train_step
 from zoo.tasks.sequence import SequenceTask
 from zoo.techniques import registry
+from zoo.techniques.adapter import LoRA
 from zoo.techniques.loss import ChunkedLoss
 from zoo.training.meter import CpuMeter, with_peak
 from zoo.training.values import loader_of
@@ -52,9 +53,11 @@ def _task(name: str) -> SequenceTask:
 
 TRIED = {key: [o for o in options if o.automatic] for key, options in registry().items()}
 """What the planner tries by itself is measured in every combination, other options alone."""
+NEEDS = {"quantization": (LoRA,)}
+"""What options of a key cannot do without."""
 CHOSEN = [
     *itertools.product(*(options for options in TRIED.values() if len(options) > 1)),
-    *((o,) for options in registry().values() for o in options if not o.automatic),
+    *((o, *NEEDS.get(o.key, ())) for options in registry().values() for o in options if not o.automatic),
 ]
 COMBINATIONS = [
     pytest.param(name, {o.key: o.name for o in chosen}, id="-".join([name, *(o.name for o in chosen)]))
@@ -72,7 +75,7 @@ def test_predicted_peaks_equal_measured_ones(name: str, options: dict[str, str])
     traces = ((r, predicted(card, _task(name), techniques, r, LENGTH, world="meta")) for r in rows)
     # 16-bit products take up to 0.9 MB inside themselves, which no ledger sees (`SCRATCH` is what tiny ones take).
     worth = 5 * WORTH if options.get("precision") == "bf16-pure" else WORTH
-    for enough, meta in traces:
+    for enough, meta in traces:  # noqa: B007
         if with_peak(meta.peaks())["peak"] > worth:
             break
     fake = predicted(card, _task(name), techniques, enough, LENGTH)
