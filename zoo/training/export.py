@@ -58,13 +58,13 @@ def _in_full(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, module in codes.items():
         for key in [key for key in state if key.startswith(f"{name}.") and key != f"{name}.bias"]:
             del state[key]  # codes and scales
-        state[f"{name}.weight"] = module.dequantize().cpu()
+        state[f"{name}.weight"] = module.full_weight().cpu()
     return state
 
 
 def _in_codes(module: nn.Module) -> bool:
     """Whether a layer holds its weight in codes; whole models of transformers have a method `dequantize`, too."""
-    return isinstance(module, nn.Linear) and hasattr(module, "dequantize")
+    return isinstance(module, nn.Linear) and hasattr(module, "full_weight")
 
 
 @contextlib.contextmanager
