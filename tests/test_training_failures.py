@@ -202,9 +202,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_written(recipes: Recipes) -> None:
     said = fails(DoesNotFit, recipes, {"budget.device": "1MiB"})
     assert said.startswith("nothing fits 1.00 MiB (1.00 MiB as the budget says); the smallest budget that would do is ")
-    assert (
-        "; it would use precision fp32, adapter full, checkpointing none, optimizer adamw, micro-batch 1 x 8, " in said
-    )
+    assert "; it would use " in said
+    assert "adapter full, checkpointing none, loss full, optimizer adamw, micro-batch 1 x 8, " in said
     assert list((recipes.folder / "run").iterdir()) == []
     assert DoesNotFit.exit_code == 1
 
@@ -232,7 +231,7 @@ def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free_now(
     assert resumed["metrics"] == tight["metrics"]
     machine(monkeypatch, 5_000_000)
     said = fails(DoesNotFit, recipes, changes, resume=True)
-    assert said.startswith(f"{folder}: the plan that this run was started with (precision fp32, adapter full, ")
+    assert said.startswith(f"{folder}: the plan that this run was started with (")
     assert said.endswith(" of 4.77 MiB")
 
 

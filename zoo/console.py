@@ -52,7 +52,7 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
     for phase in PHASES:
         table.add_row(phase, format_bytes(chosen.estimate.peak_by_phase.get(phase, 0)))
     console.print(table)
-    _show_others(decision, show_all=show_all)
+    _show_others(job, decision, show_all=show_all)
 
 
 def _footprint(plan: Plan) -> str:
@@ -79,11 +79,13 @@ def _show_bar(plan: Plan, whole: int, width: int = 60) -> None:
     console.print(legend)
 
 
-def _show_others(decision: Decision, *, show_all: bool) -> None:
+def _show_others(job: Job, decision: Decision, *, show_all: bool) -> None:
+    # What the recipe decides is the same in every line.
+    free = [key for key, options in job.choices.items() if len(options) > 1] or list(job.choices)
     if show_all:
         table = Table("techniques", "micro-batch", "peak", "s/step", "fits", box=None, padding=(0, 2))
         for plan in sorted(decision.considered, key=lambda p: p.peak_bytes):
-            names = " ".join(t.describe() for t in plan.techniques)
+            names = " ".join(t.describe() for t in plan.techniques if t.key in free)
             fits = "no" if decision.limits.why_not(plan) else "yes"
             batch = f"{plan.micro_batch_size} x {plan.accumulation_steps}"
             table.add_row(names, batch, format_bytes(plan.peak_bytes), f"{plan.estimate.seconds:.3g}", fits)
@@ -92,7 +94,7 @@ def _show_others(decision: Decision, *, show_all: bool) -> None:
     if decision.rejected:
         table = Table("not chosen", "peak", "why", box=None, padding=(0, 2))
         for other in decision.rejected:
-            names = " ".join(t.describe() for t in other.techniques)
+            names = " ".join(t.describe() for t in other.techniques if t.key in free)
             table.add_row(names, "-" if other.plan is None else format_bytes(other.plan.peak_bytes), other.reason)
         console.print(table)
 
