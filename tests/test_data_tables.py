@@ -86,7 +86,7 @@ def test_lines_end_as_they_like_and_fields_are_as_long_as_they_like(tmp_path: Pa
 def test_columns_keep_their_names_and_one_that_is_there_twice_cannot_be_chosen(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, ",a,a\n1,2,3\n"), {})
     assert list(table.columns) == ["", "a", "a"]
-    with pytest.raises(InputError, match='^here: 2 columns are named "a"; give each a name of its own$'):
+    with pytest.raises(InputError, match=r'^here: 2 columns are named "a"; give each a name of its own\Z'):
         column(table, "a", "here")
     write_table(table, tmp_path / "out", ".csv")
     assert (tmp_path / "out").read_text() == ",a,a\n1,2,3\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import signal
 import threading
 from collections import namedtuple
@@ -23,6 +24,7 @@ from zoo.recipe import Budget
 from zoo.tasks.classification import SequenceClassification
 from zoo.training import files, run
 from zoo.training.files import RunFolder, write_atomically, write_json
+from zoo.training.finished import Run
 from zoo.training.loop import _ctrl_c
 from zoo.training.run import train
 
@@ -246,6 +248,76 @@ def test_a_plan_that_is_no_longer_possible_is_not_resumed(recipes: Recipes) -> N
         f"{folder.plan}: the plan that this run was started with is not one that its recipe allows now; "
         "start in another --output"
     )
+
+
+def test_a_damaged_checkpoint_is_named_and_resuming_without_it_starts_anew(recipes: Recipes) -> None:
+    folder, path = recipes.folder / "run", recipes.csv()
+    summary = train(recipes.job({"train.max_steps": 1}, path=path), output=folder).summary
+    for name in ("last.pt", "best.pt"):
+        damaged = folder / "checkpoint" / name
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(TrainingError) as error:
+            train(recipes.job({"train.max_steps": 1}, path=path), output=folder, resume=True)
+        assert str(error.value).startswith(f"{damaged}: is damaged or missing (PytorchStreamReader failed")
+        assert str(error.value).endswith(
+            f"delete the folder {damaged.parent} and resume, which trains from the first step again"
+        )
+        damaged.write_bytes(whole)
+    shutil.rmtree(folder / "checkpoint")
+    again = train(recipes.job({"train.max_steps": 1}, path=path), output=folder, resume=True).summary
+    assert again["metrics"] == summary["metrics"]
+
+
+def test_damaged_descriptions_of_a_run_are_named(recipes: Recipes) -> None:
+    folder, path = recipes.folder / "run", recipes.csv()
+    train(recipes.job({"train.max_steps": 1}, path=path), output=folder)
+    advice = "put it back, or train again in another --output"
+    for name in ("resolved.json", "plan.json"):
+        file = folder / name
+        whole = file.read_text()
+        for damaged, reason in (("{", "Expecting"), ("[]", "it lacks ")):
+            file.write_text(damaged)
+            for use in (
+                lambda: Run.open(folder),
+                lambda: train(recipes.job({"train.max_steps": 1}, path=path), output=folder, resume=True),
+            ):
+                with pytest.raises(InputError) as error:
+                    use()
+                assert str(error.value).startswith(f"{file}: is damaged ({reason}")
+                assert str(error.value).endswith(advice)
+        file.write_text(whole)
+    (folder / "resolved.json").write_text('{"recipe": {}, "overrides": [], "task": {}}')
+    with pytest.raises(InputError, match=r"resolved\.json: holds no recipe of this version of the zoo: "):
+        Run.open(folder)
+    (folder / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"this run did not finish; finish it with zoo train --resume --output "):
+        Run.open(folder)
+
+
+def test_a_task_that_learns_something_else_does_not_resume_a_run(recipes: Recipes) -> None:
+    folder, path = recipes.folder / "run", recipes.csv()
+    train(recipes.job({"train.max_steps": 1}, path=path), output=folder)
+    resolved = json.loads((folder / "resolved.json").read_text())
+    (folder / "resolved.json").write_text(json.dumps({**resolved, "task": {"classes": ["acidic", "neutral"]}}))
+    with pytest.raises(InputError) as error:
+        train(recipes.job({"train.max_steps": 1}, path=path), output=folder, resume=True)
+    assert str(error.value) == (
+        f"{folder}: sequence_classification takes something else from {path} than when this run was started (classes); "
+        "start in another --output"
+    )
+
+
+def test_a_start_that_fails_leaves_no_folder_behind(recipes: Recipes) -> None:
+    """But one that was there before stays."""
+    job = recipes.job({"data.columns.target": "charges"})
+    with pytest.raises(InputError, match="charges"):
+        train(job, output=recipes.folder / "runs" / "a" / "b")
+    assert not (recipes.folder / "runs").exists()
+    (recipes.folder / "mine").mkdir()
+    with pytest.raises(InputError, match="charges"):
+        train(job, output=recipes.folder / "mine")
+    assert (recipes.folder / "mine").exists()
 
 
 def test_other_data_does_not_resume_a_run(recipes: Recipes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from conftest import MASKED, Recipes
 from processes import Moment, zoo
 
+from zoo import planner as zoo_planner
 from zoo.errors import InputError
+from zoo.resolve import load_job
 from zoo.training.run import train
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -75,6 +78,26 @@ def test_a_lora_adaptation_in_bf16_with_master_weights(recipes: Recipes) -> None
     }  # fmt: skip
     moments: list[Moment] = [("half", "best.pt", 1), ("interrupt", "", 6), ("replaced", "last.pt", 1)]
     killed_and_resumed(recipes, recipes.write(changes), moments)
+
+
+def test_an_override_that_changes_nothing_resumes_a_run_without_a_budget(recipes: Recipes, monkeypatch: Any) -> None:
+    """Nor does it matter to what is reported that less memory is free by then."""
+    path, run = recipes.csv(), recipes.folder / "run"
+    recipe = recipes.write({"train.max_steps": 1, "budget": None}, path=path)
+    train(load_job(recipe), output=run)
+    before = result(run)
+    (run / "summary.json").unlink()
+    limits = zoo_planner.limits_of
+    monkeypatch.setattr(
+        "zoo.training.run.limits_of",
+        lambda budget: replace(limits(budget), device_bytes=limits(budget).device_bytes - 4096),
+    )
+    train(load_job(recipe, ["train.seed=3"]), output=run, resume=True)
+    again = result(run)
+    assert json.loads(again.pop("resolved.json")) == {
+        **json.loads(before.pop("resolved.json")), "overrides": ["train.seed=3"],
+    }  # fmt: skip
+    assert again == before
 
 
 def test_another_recipe_does_not_resume_a_run(recipes: Recipes) -> None:

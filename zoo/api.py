@@ -78,7 +78,7 @@ def train(
 
 
 def predict(run: str | Path | Run, source: str | Path, target: str | Path) -> tuple[int, int]:
-    """Predict every row of `source` into `target` (CSV, TSV or Parquet). Returns (rows, rows that could not be read)."""
+    """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read)."""
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     return predict_file(opened, Path(source), Path(target))
 

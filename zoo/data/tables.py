@@ -65,7 +65,9 @@ def _delimited(path: Path, delimiter: str, malformed: dict[int, str] | None) -> 
     line, names, problem = records[first]
     if problem:
         raise ValueError(f"line {line}, the header: {problem}")
-    width, rows, problems = len(names), [], []
+    width = len(names)
+    rows: list[list[str]] = []
+    problems: list[str] = []
     for line, fields, problem in records[first + 1 :]:
         if not fields and width > 1:
             continue

@@ -40,6 +40,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """An object of a run that has `keys`. Raises `InputError` for a file that is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({error}); put it back, or train again in another --output") from error
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        lacks = f"it lacks {', '.join(lacking)}"
+        raise InputError(f"{path}: is damaged ({lacks}); put it back, or train again in another --output")
+    return dict(content)
+
+
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A CSV file with these columns; values that a row lacks are empty."""
     import pandas as pd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from zoo.recipe_file import RecipeFile
 from zoo.resolve import Job, resolve
 from zoo.training import inference
 from zoo.training.export import load_model
-from zoo.training.files import RunFolder, write_atomically
+from zoo.training.files import RunFolder, read_json, write_atomically
 from zoo.training.run import Fetch, fetcher, training_device
 
 PREDICT_ROWS = 32
@@ -45,14 +44,17 @@ class Run:
             raise InputError(
                 f"{path}: is not a run's folder ({folder.resolved.name} is missing); make one with zoo train"
             )
-        if not folder.model.exists():
+        if not folder.model.exists() or not folder.summary.exists():
             raise InputError(f"{path}: this run did not finish; finish it with zoo train --resume --output {path}")
-        resolved = json.loads(folder.resolved.read_text())
-        recipe = Recipe.model_validate(resolved["recipe"])
-        file = RecipeFile(recipe, folder.recipe, folder.recipe.read_text(), tuple(resolved["overrides"]))
+        resolved = read_json(folder.resolved, "recipe", "overrides", "task")
+        try:
+            recipe = Recipe.model_validate(resolved["recipe"])
+        except ValueError as error:
+            raise InputError(f"{folder.resolved}: holds no recipe of this version of the zoo: {error}") from error
+        file = RecipeFile(recipe, folder.recipe, "", tuple(resolved["overrides"]))
         job = resolve(file, needs_data=False)
         job.task.restore(resolved["task"])
-        plan = json.loads(folder.plan.read_text())["chosen"]
+        plan = read_json(folder.plan, "chosen")["chosen"]
         device = training_device()
         model = load_model(job, folder.model, device, chosen=plan["techniques"])
         return cls(job, model, device, folder, plan)
@@ -60,7 +62,7 @@ class Run:
     @property
     def split(self) -> str:
         """The name of the split that the run's metrics belong to."""
-        return str(json.loads(self.folder.summary.read_text())["split"])
+        return str(read_json(self.folder.summary, "split")["split"])
 
     def predict_table(self, table: pd.DataFrame, malformed: Mapping[int, str] = MappingProxyType({})) -> pd.DataFrame:
         """The table with prediction columns added; rows that cannot be read keep their place and get an ``error``.

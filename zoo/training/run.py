@@ -25,7 +25,7 @@ from zoo.step import Setup, build, describe
 from zoo.training import inference, state
 from zoo.training.baselines import floors
 from zoo.training.export import save_model, size_on_disk
-from zoo.training.files import RunFolder, environment, write_json, write_table, write_text
+from zoo.training.files import RunFolder, environment, read_json, write_json, write_table, write_text
 from zoo.training.loop import Loop
 from zoo.training.meter import Meter, meter_for, with_peak
 from zoo.training.values import loader_of
@@ -79,13 +79,31 @@ def train(
     `Interrupted` after Ctrl-C (the state is saved).
     """
     folder = RunFolder(output or job.recipe.output_folder)
+    new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    try:
+        return _train(job, folder, resume, with_baselines, watcher or Watcher(), progress, on_plan)
+    except BaseException:
+        for path in new:  # what failed before there was anything to say leaves no folder behind
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _train(
+    job: Job,
+    folder: RunFolder,
+    resume: bool,
+    with_baselines: bool,
+    watcher: Watcher,
+    progress: bool,
+    on_plan: Callable[[Decision, Data], None] | None,
+) -> Finished:
     folder.prepare(resume=resume, needed_bytes=0)
-    watcher = watcher or Watcher()
     get = fetcher(progress=progress)
     workload, data = survey(job, get, local=True)
     assert data is not None
     resolved = _resolved(job)
-    _check_same(folder, resolved)
+    _check_same(folder, job, resolved)
     limits = what_is_free(limits_of(job.recipe.budget), training_device())
     started = folder.resolved.exists() and folder.plan.exists()
     decision = _as_started(folder, job, workload, limits) if started else decide(job, workload, limits)
@@ -116,8 +134,7 @@ def train(
         kept = decision.limits.device_bytes if device.type == "cpu" and job.recipe.budget.device is not None else None
         loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, left, kept, watcher, done)
         done = loop.run()
-        tensors = torch.load(folder.best, map_location=device, weights_only=True)
-        state.restore_tensors(setup, tensors, folder.best)
+        state.restore_best(folder.best, setup)
         save_model(setup, folder.model)
         micro = done.micro_batch_size or decision.chosen.micro_batch_size
         metrics, table = _test(setup, job, data, replace(decision.chosen, micro_batch_size=micro), longest)
@@ -208,17 +225,23 @@ def _resolved(job: Job) -> dict[str, Any]:
     }
 
 
-def _check_same(folder: RunFolder, resolved: dict[str, Any]) -> None:
+def _check_same(folder: RunFolder, job: Job, resolved: dict[str, Any]) -> None:
     """A resumed run must be the one that was started. Raises `InputError` naming what differs."""
     if not folder.resolved.exists():
         return
-    before, now = json.loads(folder.resolved.read_text()), json.loads(json.dumps(resolved))
-    if before["recipe"] == now["recipe"] and before != now:
+    before, now = read_json(folder.resolved, "recipe", "task", "data_sha256"), json.loads(json.dumps(resolved))
+    changed = sorted(_changed(before["recipe"], now["recipe"]))
+    if not changed and before["data_sha256"] != now["data_sha256"]:
         raise InputError(
-            f"{folder.path}: the data is not what this run was started with ({now['recipe']['data']['path']} "
+            f"{folder.path}: the data is not what this run was started with ({job.recipe.data.path} "
             "has changed); put it back, or start in another --output"
         )
-    changed = sorted(_changed(before["recipe"], now["recipe"]))
+    if not changed and before["task"] != now["task"]:
+        differing = ", ".join(sorted(_changed(before["task"], now["task"])))
+        raise InputError(
+            f"{folder.path}: {job.recipe.task_name} takes something else from "
+            f"{job.recipe.data.path or job.recipe.data.source} than when this run was started ({differing}); start in another --output"
+        )
     if changed:
         raise InputError(
             f"{folder.path}: the recipe differs from the one that this run was started with in {', '.join(changed)}; "
@@ -237,7 +260,8 @@ def _changed(before: Any, now: Any, key: str = "") -> Iterator[str]:
 
 def _as_started(folder: RunFolder, job: Job, workload: Workload, limits: Limits) -> Decision:
     """The plan that a resumed run was started with, however much memory this machine has free now."""
-    before = json.loads(folder.plan.read_text())["chosen"]
+    written = read_json(folder.plan, "chosen", "budget_bytes")
+    before = written["chosen"]
     same = (t for t in itertools.product(*job.choices.values()) if dict(describe(t)) == before["techniques"])
     techniques = next(same, None)
     if techniques is None or before["tokens_per_row"] != workload.tokens:
@@ -251,6 +275,7 @@ def _as_started(folder: RunFolder, job: Job, workload: Workload, limits: Limits)
     plan = Plan(techniques, micro, count, estimate, footprint, before["host_bytes"], workload.tokens, confirmed=True)
     if (reason := limits.why_not(plan)) is not None:
         raise DoesNotFit(f"{folder.path}: the plan that this run was started with ({_named(plan)}) {reason}")
+    limits = replace(limits, device_bytes=written["budget_bytes"])  # as the run's report says, however it is now
     return Decision(True, limits, workload, plan, reasons=("this is the plan that the run was started with",))
 
 

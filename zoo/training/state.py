@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import WeightsError
+from zoo.errors import TrainingError, WeightsError
 from zoo.step import Setup
 from zoo.training.files import write_atomically
 
@@ -63,20 +64,36 @@ def save_tensors(path: Path, setup: Setup) -> None:
 
 def progress_in(path: Path) -> Progress:
     """Where the run was when the checkpoint at `path` was written."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return Progress(**content["progress"])
+    return Progress(**_read(path, torch.device("cpu"), mmap=True)["progress"])
 
 
 def restore(path: Path, setup: Setup) -> Progress:
-    """Bring `setup` and the random state to where `save` left them. Raises `WeightsError` if the model is another."""
+    """Bring `setup` and the random state to where `save` left them. Raises `WeightsError` if the model is another,
+    `TrainingError` for a file that cannot be read."""
     assert setup.optimizer is not None
-    content: dict[str, Any] = torch.load(path, map_location=setup.device, weights_only=True)
+    content = _read(path, setup.device)
     restore_tensors(setup, content["tensors"], path)
     setup.optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["rng"]["cpu"].cpu())
     if content["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in content["rng"]["cuda"]])
     return Progress(**content["progress"])
+
+
+def restore_best(path: Path, setup: Setup) -> None:
+    """Bring `setup` to the tensors that `save_tensors` wrote. Raises as `restore` does."""
+    restore_tensors(setup, _read(path, setup.device), path)
+
+
+def _read(path: Path, device: torch.device, *, mmap: bool = False) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True, mmap=mmap))
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TrainingError(
+            f"{path}: is damaged or missing ({reason}); delete the folder {path.parent} and resume, "
+            "which trains from the first step again"
+        ) from error
 
 
 @torch.no_grad()
