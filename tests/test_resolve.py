@@ -176,7 +176,7 @@ train:
     )
 
 
-PARAMETERS = "(known: alpha, dropout, rank, targets)"
+PARAMETERS = "(known: alpha, dora, dropout, rank, rslora, targets)"
 
 
 @pytest.mark.parametrize(

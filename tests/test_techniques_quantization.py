@@ -487,3 +487,26 @@ def test_a_finished_run_scores_as_it_did(techniques: dict[str, Any], recipes: Re
     quantized = [m for m in run.model.modules() if _quantized(m)]
     assert bool(quantized) == (techniques["adapter"] != "head"), "a head goes with the dequantized trunk"
     assert run.evaluate() == json.loads(run.folder.summary.read_text())["metrics"]
+
+
+@each_kind
+def test_what_was_loaded_on_the_host_is_brought_to_the_device(kind: Technique) -> None:
+    """The device has no storage here: all that tells is where tensors are, and of what kind."""
+    card = small("antiberty")
+    task = task_of("masked_language_modelling", card)
+    load = loads(_published(card, task))
+    seen: list[set[str]] = []
+
+    def watched(setup: Setup) -> None:
+        seen.append({p.device.type for p in setup.model.parameters()})
+        load(setup)
+
+    techniques = defaults(adapter=LoRA(rank=2), quantization=kind, precision=BF16())
+    setup = build(card, task, techniques, torch.device("meta"), load=watched)
+    assert seen == [{"cpu"}]
+    assert {t.device.type for t in (*setup.model.parameters(), *setup.model.buffers())} == {"meta"}
+    assert len(_codes(setup)) == 12
+    tied = setup.base.get_input_embeddings().weight  # type: ignore[operator]
+    assert any(
+        p is tied for n, p in setup.base.named_parameters(remove_duplicate=False) if n.endswith("decoder.weight")
+    )

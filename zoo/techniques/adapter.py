@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -121,6 +122,12 @@ class LoRA(Technique):
                     module.reset_lora_parameters("default", init_lora_weights=True)
                     if self.dora:
                         _measure_lengths(module)
+
+    def read(self, base: nn.Module, folder: Path) -> nn.Module:
+        """`base` with the adapters and heads that PEFT saved in `folder` beside it, as they were trained; not merged."""
+        model: nn.Module = _peft().PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+        match_dtypes(model)
+        return model
 
     def _linear(self, setup: Setup) -> list[str]:
         """Names of the layers to adapt. Raises `InputError` where a target has none, or names the task head."""

@@ -16,7 +16,6 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.resolve import Job
 from zoo.step import Setup, build
-from zoo.techniques.adapter import match_dtypes
 from zoo.training.values import loader_of
 from zoo.weights import initialise_and_load, read_state_dict
 
@@ -91,12 +90,10 @@ def load_model(job: Job, folder: Path, device: torch.device, *, chosen: Mapping[
     keys = ("precision", "quantization") if adapted else ("precision",)  # what is whole was saved dequantized
     techniques = [t for key in keys for t in job.choices[key] if t.describe() == chosen.get(key)]
     if adapted:
-        import peft
-
         load = loader_of(job.card, job.recipe.checkpoint, job.recipe.train.seed)
         base = build(job.card, job.task, techniques, device, seed=job.recipe.train.seed, load=load).model
-        model: nn.Module = peft.PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
-        match_dtypes(model)
+        adapter: Any = next(t for t in job.choices["adapter"] if t.describe() == chosen["adapter"])
+        model: nn.Module = adapter.read(base, folder)
         return model.eval()
 
     def from_folder(setup: Setup) -> None:
