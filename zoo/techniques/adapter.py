@@ -124,7 +124,7 @@ class LoRA(Technique):
                         _measure_lengths(module)
 
     def read(self, base: nn.Module, folder: Path) -> nn.Module:
-        """`base` with the adapters and heads that PEFT saved in `folder` beside it, as they were trained; not merged."""
+        """`base` with what PEFT saved in `folder` put beside it, as it was trained; nothing is merged."""
         model: nn.Module = _peft().PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
         match_dtypes(model)
         return model
