@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,16 @@ def finished(made: Recipes, changes: dict[str, Any]) -> Path:
     from zoo.training.run import train
 
     return train(made.job(changes), output=made.folder / "run").folder.path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_process() -> Iterator[None]:
+    """Traces that tests share are known to this process only; those that test several processes ask for them."""
+    from zoo.memory import workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "MOST", 1)
+        yield
 
 
 _TRACES: dict[Any, Any] = {}

@@ -94,7 +94,7 @@ def plan(
     budget: BudgetOption = None,
     gpu: GpuOption = None,
     overrides: Overrides = None,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every combination that was tried.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Try and show every combination.")] = False,
     as_json: Json = False,
 ) -> None:
     """Say whether a recipe fits, what it takes, and which techniques to use. Exit code 1 if nothing fits."""
@@ -102,7 +102,7 @@ def plan(
     job = _job(recipe, overrides, budget, gpu)
     from zoo.training.run import plan as make_plan
 
-    decision, _, _ = make_plan(job)
+    decision, _, _ = make_plan(job, exhaustive=show_all)
     if as_json:
         content = decision.to_json()
         if show_all:

@@ -6,7 +6,6 @@ and reads peaks and times off the ledger.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from zoo.card import Source
 from zoo.data.prepare import Data
 from zoo.errors import InputError
 from zoo.memory.devices import detect, find
-from zoo.memory.workers import spread
+from zoo.memory.workers import Workers
 from zoo.plans import Decision, Limits, Plan, Rejected, Workload
 from zoo.recipe import Budget
 from zoo.resolve import Job
-from zoo.step import describe
-from zoo.techniques import Technique, registry
+from zoo.search import Search
+from zoo.techniques import Technique
 from zoo.tracer import Tracer
 from zoo.units import format_bytes
 
@@ -66,68 +65,27 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
     return Workload(tokens, len(data.train), f"the longest of {len(data.train)} training inputs"), data
 
 
-def decide(job: Job, workload: Workload, limits: Limits) -> Decision:
-    """Try every combination that the recipe leaves open. Raises `InputError` when none can be built at all."""
+def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = False) -> Decision:
+    """The fastest plan that fits among those that change least of what the recipe leaves open.
+
+    `exhaustive`: try what does not matter to the choice, too. Raises `InputError` when nothing can be built at all.
+    """
     tracer = Tracer(job, workload, limits)
-    combinations = list(itertools.product(*job.choices.values()))
     tracer.warm_up()
-    outcomes = spread(lambda i: _tried(tracer, combinations[i], job, limits), len(combinations))
-    tried = dict(zip(combinations, outcomes, strict=True))
-    impossible = {techniques: reason for techniques, reason in tried.items() if isinstance(reason, str)}
-    possible = {techniques: plans for techniques, plans in tried.items() if not isinstance(plans, str)}
-    considered = tuple(plan for plans in possible.values() for plan in plans)
-    if not considered:
-        raise InputError([f"{' '.join(describe(t).values())}: {reason}" for t, reason in impossible.items()])
-    rejected = [Rejected(techniques, reason) for techniques, reason in impossible.items()]
-    candidates = sorted((p for p in considered if limits.why_not(p) is None), key=_preference)
-    while candidates:
-        chosen = tracer.confirm(candidates.pop(0))
-        if limits.why_not(chosen) is None:
-            others = [_best(plans, limits) for t, plans in possible.items() if t != chosen.techniques]
-            rejected += [Rejected(p.techniques, limits.why_not(p) or _why_not_chosen(p, chosen), p) for p in others]
+    with Workers(tracer.answer) as workers:
+        search = Search(job, tracer, limits, workers)
+        chosen = search.run(exhaustive=exhaustive)
+        if chosen is not None:
+            rejected = search.rejected(chosen, None)
             reasons = _reasons(chosen, rejected, job, workload)
-            return Decision(True, limits, workload, chosen, tuple(rejected), reasons, considered)
-        possible[chosen.techniques] = [
-            chosen if p.micro_batch_size == chosen.micro_batch_size else p for p in possible[chosen.techniques]
-        ]
-    smallest = tracer.confirm(min(considered, key=lambda p: p.needed_bytes))
-    others = [_best(plans, limits) for t, plans in possible.items() if t != smallest.techniques]
-    rejected += [Rejected(p.techniques, limits.why_not(p) or "", p) for p in others]
-    reasons = (
-        f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); "
-        f"the smallest budget that would do is {smallest.needed_bytes} bytes ({format_bytes(smallest.needed_bytes)})",
-    )
-    return Decision(False, limits, workload, smallest, tuple(rejected), reasons, considered)
-
-
-def _best(plans: Sequence[Plan], limits: Limits) -> Plan:
-    """The fastest division of the batch that fits, or the smallest of all."""
-    fitting = [p for p in plans if limits.why_not(p) is None]
-    return min(fitting, key=_preference) if fitting else min(plans, key=lambda p: p.needed_bytes)
-
-
-def _tried(tracer: Tracer, techniques: tuple[Technique, ...], job: Job, limits: Limits) -> list[Plan] | str:
-    """The combination with every division of the batch, or why it cannot be."""
-    lacking = {f for t in techniques if len(job.choices[t.key]) > 1 for f in t.arithmetic - limits.device.arithmetic}
-    if lacking:
-        return f"{limits.device.title} has no {', '.join(sorted(lacking))} arithmetic"
-    try:
-        return tracer.plans(techniques)
-    except InputError as error:
-        return str(error)
-
-
-def _preference(plan: Plan) -> tuple[int, float, int]:
-    """Least change to the model first (in the order in which a technique lists its options), then throughput."""
-    changes = [t for t in plan.techniques if t.exactness == "changes-model"]
-    rank = max((registry()[t.key].index(type(t)) for t in changes), default=0)
-    return rank, plan.estimate.seconds, -plan.micro_batch_size
-
-
-def _why_not_chosen(plan: Plan, chosen: Plan) -> str:
-    if plan.exactness == "changes-model" and _preference(plan)[0] > _preference(chosen)[0]:
-        return "fits, but changes more of what is trained than is needed"
-    return f"fits, but slower: {plan.estimate.seconds:.3g} s a step against {chosen.estimate.seconds:.3g} s"
+            return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
+        smallest = search.smallest()
+        reasons = (
+            f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); the smallest budget that would do is "
+            f"{smallest.needed_bytes} bytes ({format_bytes(smallest.needed_bytes)})",
+        )
+        rejected = search.rejected(smallest, "")
+        return Decision(False, limits, workload, smallest, tuple(rejected), reasons, tuple(search.plans()))
 
 
 def _reasons(chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Workload) -> tuple[str, ...]:

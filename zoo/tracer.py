@@ -10,6 +10,7 @@ import torch
 
 from zoo.card import ModelCard, load_ref
 from zoo.domain import Batch
+from zoo.errors import InputError
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import replay
 from zoo.memory.depth import SHALLOW as DEEP
@@ -53,6 +54,18 @@ class Tracer:
         """Import what building the model imports, once for all processes that will trace it."""
         with storage_free():
             load_ref(self.job.card.build)(self._shallow(())[0][0], self.job.task.head)
+
+    def answer(self, question: tuple[Technique, ...] | Plan) -> list[Plan] | str:
+        """A combination with every division of the batch, or why it cannot be; a plan, confirmed."""
+        if isinstance(question, Plan):
+            return [self.confirm(question)]
+        free = [t for t in question if len(self.job.choices[t.key]) > 1]
+        if lacking := {f for t in free for f in t.arithmetic - self.device.arithmetic}:
+            return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
+        try:
+            return self.plans(question)
+        except InputError as error:
+            return str(error)
 
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch."""

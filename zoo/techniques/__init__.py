@@ -36,6 +36,8 @@ class Technique(Frozen):
       to a float64 reference), ``changes-model`` (another model or other trained parameters).
     - `arithmetic`: number formats that the device must have for the planner to choose this by itself.
     - `automatic`: whether the planner tries this where a recipe leaves the key open; else a recipe has to name it.
+    - `departure`: for one that changes the model, how far from training all of it as published; the planner goes no
+      farther than it must (sums count).
     - `freezes_trunk`: whether nothing but the task head and what it adds itself is trained.
     - `loads_on_host`: whether the model is loaded in host memory, from where `apply` brings it to the device.
     - `affine`: whether all it allocates is an affine function of the micro-batch's rows, so that one trace tells all.
@@ -50,6 +52,7 @@ class Technique(Frozen):
     tolerance: ClassVar[float] = 0.0
     arithmetic: ClassVar[frozenset[str]] = frozenset()
     automatic: ClassVar[bool] = True
+    departure: ClassVar[int] = 0
     affine: ClassVar[bool] = True
     passes: ClassVar[int] = 2
     freezes_trunk: ClassVar[bool] = False

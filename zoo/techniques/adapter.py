@@ -44,6 +44,7 @@ class HeadOnly(Technique):
     source = "linear probing, Alain and Bengio 2016, arXiv 1610.01644"
     stage = 120
     exactness = "changes-model"
+    departure = 6
     freezes_trunk = True
 
     def apply(self, setup: Setup) -> None:
@@ -70,6 +71,7 @@ class LoRA(Technique):
     source = "Hu et al. 2021, arXiv 2106.09685"
     stage = 120
     exactness = "changes-model"
+    departure = 3
     freezes_trunk = True
 
     rank: int = Field(8, gt=0)

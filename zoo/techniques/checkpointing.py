@@ -89,7 +89,6 @@ class SelectiveCheckpointing(Technique):
     source = "Korthikanti et al. 2022, arXiv 2205.05198; torch.utils.checkpoint.create_selective_checkpoint_contexts"
     stage = 200
     exactness = "bitwise"
-    automatic = False
 
     def why_not(self, setup: Setup) -> str | None:
         return _no_blocks(setup)

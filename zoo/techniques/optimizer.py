@@ -117,7 +117,7 @@ class AdamW8bit(_Optimizer):
     name = "adamw-8bit"
     source = "Dettmers et al. 2022, arXiv 2110.02861; bitsandbytes 0.50, optim/adamw.py"
     exactness = "changes-model"
-    automatic = False
+    departure = 1
 
     def why_not(self, setup: Setup) -> str | None:
         return missing() or super().why_not(setup)
@@ -140,6 +140,7 @@ class Adafactor(_Optimizer):
     source = "Shazeer and Stern 2018, arXiv 1804.04235; torch.optim.Adafactor"
     exactness = "changes-model"
     automatic = False
+    departure = 2
 
     beta2_decay: float = Field(-0.8, le=0)
     epsilon1: float | None = Field(None, ge=0)

@@ -67,6 +67,7 @@ class BF16Pure(Technique):
     exactness = "changes-model"
     arithmetic = frozenset({"bf16"})
     automatic = False
+    departure = 2
 
     def apply(self, setup: Setup) -> None:
         BF16().apply(setup)

@@ -51,7 +51,7 @@ class _Quantized(Technique):
     key = "quantization"
     stage = 110
     exactness = "changes-model"
-    automatic = False
+    departure = 2
     loads_on_host = True
 
     def why_not(self, setup: Setup) -> str | None:
@@ -114,6 +114,7 @@ class Int8(_Quantized):
     """Frozen linear layers in 8-bit integers, one scale for each output; inputs are not quantized."""
 
     name = "int8"
+    automatic = False
     source = "Dettmers et al. 2022 (LLM.int8()), arXiv 2208.07339, vector-wise quantization, of weights only"
 
     def _empty(self, made_by: ModuleType, linear: nn.Linear) -> Any:

@@ -46,13 +46,16 @@ def fetcher(*, progress: bool) -> Fetch:
     return lambda source: fetch(source, progress=progress)
 
 
-def plan(job: Job, *, local_only: bool = True) -> tuple[Decision, Workload, Data | None]:
-    """Plan a job. With `local_only` nothing is downloaded: data that is not at hand is planned at its largest."""
+def plan(job: Job, *, local_only: bool = True, exhaustive: bool = False) -> tuple[Decision, Workload, Data | None]:
+    """Plan a job. With `local_only` nothing is downloaded: data that is not at hand is planned at its largest.
+
+    `exhaustive`: see `decide`.
+    """
     sources = [job.dataset.source] if job.dataset else []
     sources += [job.card.source] if job.card.tokenizer_files else []
     local = not local_only or all(is_local(source) for source in sources)
     workload, data = survey(job, fetcher(progress=False), local=local)
-    return decide(job, workload, limits_of(job.recipe.budget)), workload, data
+    return decide(job, workload, limits_of(job.recipe.budget), exhaustive=exhaustive), workload, data
 
 
 @dataclass(frozen=True)
