@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from conftest import REGRESSION, Recipes, peptides, write_csv
+from conftest import MASKED, REGRESSION, Recipes, peptides, write_csv
 
 from zoo.biology.tokenizers import sapiens
 from zoo.data.prepare import Data, Example, fit
@@ -256,12 +256,19 @@ def test_a_wrong_column_is_named_with_its_nearest_spelling(recipes: Recipes) -> 
 
 
 def test_columns_that_a_task_needs_or_does_not_know_are_all_named(recipes: Recipes) -> None:
-    path = recipes.csv()
-    assert refused(recipes.job({"data.columns": {"inputs": "sequence"}}, path=path)) == [
-        f'{path}: data.columns: "inputs" is not a known column of a sequence task; did you mean "input"? '
+    with pytest.raises(InputError) as error:
+        recipes.job({"data.columns": {"inputs": "sequence"}})
+    place = f"{recipes.folder / 'tiny.yaml'}:"
+    assert [problem.removeprefix(place) for problem in error.value.problems] == [
+        "7 data.columns: sequence_classification needs input: NAME OF A COLUMN",
+        "7 data.columns: sequence_classification needs target: NAME OF A COLUMN",
+        '8 data.columns.inputs: "inputs" is not a known column of sequence_classification; did you mean "input"? '
         "(known: input, target)",
-        f'{path}: data.columns: task sequence_classification needs "input: NAME OF A COLUMN"',
-        f'{path}: data.columns: task sequence_classification needs "target: NAME OF A COLUMN"',
+    ]
+    with pytest.raises(InputError) as error:
+        recipes.job({**MASKED, "data.columns.target": "label"})
+    assert [problem.removeprefix(place) for problem in error.value.problems] == [
+        '9 data.columns.target: "target" is not a known column of masked_language_modelling (known: input)'
     ]
 
 

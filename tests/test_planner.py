@@ -368,8 +368,3 @@ def test_the_largest_model_is_planned_offline_in_little_memory(tmp_path: Path) -
     full = [r for r in answer["rejected"] if r["techniques"]["adapter"] == "full" and r["peak_bytes"]]
     assert full
     assert all(r["peak_bytes"] > 14 * 15_129_100_194 for r in full)
-
-
-def test_more_than_one_device_is_refused_as_long_as_nothing_shards():
-    with pytest.raises(InputError, match=r"^budget\.count: got 4; training is on one device so far, set count: 1$"):
-        limits_of(Budget(count=4))

@@ -124,6 +124,24 @@ def test_several_named_options_stay_open_with_their_parameters() -> None:
     assert found.choices["adapter"][0].targets == ("mlp",)  # type: ignore[attr-defined]
 
 
+def test_columns_that_a_dataset_does_not_have_are_named_with_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"shape": "form", "colour": "paint"}
+    monkeypatch.setitem(DATASETS, "bricks", DATASETS["bricks"].model_copy(update={"columns": columns}))
+    data = "  columns: {input: shap}\n  where: {tint: red}\n  split: {method: column, column: part}\n"
+    assert problems(GOOD.replace("train:\n", f"{data}train:\n")) == [
+        'r.yaml:7 data.columns.input: "shap" is not a known column of bricks; did you mean "shape"? (known: colour, shape)',
+        'r.yaml:8 data.where.tint: "tint" is not a known column of bricks (known: colour, shape)',
+        'r.yaml:9 data.split.column: "part" is not a known column of bricks (known: colour, shape)',
+    ]
+    assert job(GOOD.replace("train:\n", "  columns: {input: shape}\ntrain:\n")).dataset is DATASETS["bricks"]
+
+
+def test_more_than_one_device_is_refused_as_long_as_nothing_shards() -> None:
+    wrong = "got 4; training is on one device so far, set count: 1"
+    assert problems(f"{GOOD}budget:\n  count: 4\n") == [f"r.yaml:10 budget.count: {wrong}"]
+    assert problems(GOOD, "budget.count=4") == [f"--set budget.count: {wrong}"]
+
+
 def test_an_open_option_that_the_model_cannot_have_is_left_out_with_the_reason() -> None:
     found = job(GOOD.replace("toy_small", "toy_bare"))
     assert "lora" not in [option.name for option in found.choices["adapter"]]

@@ -209,6 +209,8 @@ def test_classes_in_a_recipe_are_at_least_two(task: Any) -> None:
         task(["only"])
     with pytest.raises(ValueError, match="classes must list at least two labels"):
         task("ab")
+    with pytest.raises(ValueError, match=r"^classes must differ from each other, and 1, a is listed more than once\Z"):
+        task(["b", "1", "a", 1, "a"])
     assert task(["a", "b", "c"]).head.outputs == 3
 
 

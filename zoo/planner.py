@@ -29,10 +29,8 @@ from zoo.units import format_bytes
 def limits_of(budget: Budget) -> Limits:
     """What a recipe's budget allows. Without one, the machine's own device and all of its free memory.
 
-    Raises `InputError` for more than one device, and for a GPU that is not known.
+    Raises `InputError` for a GPU that is not known.
     """
-    if budget.count > 1:
-        raise InputError(f"budget.count: got {budget.count}; training is on one device so far, set count: 1")
     device = detect() if budget.gpu in (None, "auto") else find(str(budget.gpu))
     if budget.device is not None:
         return Limits(device, budget.device, budget.host, f"{format_bytes(budget.device)} as the budget says")

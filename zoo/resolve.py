@@ -17,7 +17,7 @@ from zoo.card import DatasetCard, ModelCard, Ref, load_ref
 from zoo.domain import Domain, Task, datasets, domains, models
 from zoo.errors import InputError, nearest, unknown
 from zoo.explain import validate
-from zoo.recipe import Recipe
+from zoo.recipe import Budget, Recipe
 from zoo.recipe_file import RecipeError, RecipeFile, read_recipe
 from zoo.strict_yaml import Key, Problems
 from zoo.techniques import Technique, registry
@@ -92,8 +92,9 @@ def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
         problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
     task = _task(recipe, card, domain, problems)
     dataset = _data(recipe, card, domain, problems, needs_data=needs_data)
+    problems += _columns(recipe, task if card and recipe.task_name in card.tasks else None, dataset)
     problems += _checkpoint(recipe.checkpoint)
-    problems += _gpu(recipe.budget.gpu)
+    problems += _budget(recipe.budget)
     choices, left_out = _techniques(recipe, card, problems)
     if problems or domain is None or card is None or task is None:
         raise InputError(file.places.sentences(problems))
@@ -187,6 +188,25 @@ def _data(
     return dataset
 
 
+def _columns(recipe: Recipe, task: Task | None, dataset: DatasetCard | None) -> Problems:
+    """What the task needs of the data's columns, and whether a dataset has those that are named."""
+    data, place = recipe.data, ("data", "columns")
+    problems: Problems = []
+    keys = getattr(task, "columns", None)  # a task that reads its data in a way of its own need not say
+    if keys is not None:
+        what = f"column of {recipe.task_name}"
+        problems += [((*place, key), _unknown(what, key, keys)) for key in data.columns if key not in keys]
+        lacking = [key for key in keys if key not in data.columns]
+        problems += [(place, f"{recipe.task_name} needs {key}: NAME OF A COLUMN") for key in lacking]
+    if dataset is not None and dataset.columns:
+        named: list[tuple[Key, str]] = [((*place, key), name) for key, name in data.columns.items()]
+        named += [(("data", "where", name), name) for name in data.where]
+        named += [(("data", "split", "column"), data.split.column)] if data.split.column is not None else []
+        what = f"column of {dataset.name}"
+        problems += [(key, _unknown(what, name, dataset.columns)) for key, name in named if name not in dataset.columns]
+    return problems
+
+
 def _unreadable(path: str, domain: Domain | None) -> str | None:
     """Why a data file cannot be read, or None."""
     from zoo.data.tables import CORE_SUFFIXES
@@ -230,16 +250,18 @@ def _checkpoint(checkpoint: str) -> Problems:
     return []
 
 
-def _gpu(name: str | None) -> Problems:
-    if name is None:
-        return []
-    from zoo.memory.devices import find
+def _budget(budget: Budget) -> Problems:
+    problems: Problems = []
+    if budget.count > 1:
+        problems.append((("budget", "count"), f"got {budget.count}; training is on one device so far, set count: 1"))
+    if budget.gpu is not None:
+        from zoo.memory.devices import find
 
-    try:
-        find(name)
-    except InputError as error:
-        return [(("budget", "gpu"), reason) for reason in error.problems]
-    return []
+        try:
+            find(budget.gpu)
+        except InputError as error:
+            problems += [(("budget", "gpu"), reason) for reason in error.problems]
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------ techniques

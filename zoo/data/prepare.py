@@ -200,13 +200,6 @@ def _collect(
 ) -> list[_Row]:
     spec = request.recipe.data
     where = f"{name}: data.columns"
-    needed = ("input", "target") if with_target else ("input",)
-    extra = sorted(set(spec.columns) - {"input", "target"})
-    missing = [key for key in needed if key not in spec.columns]
-    problems = [unknown(where, "column of a sequence task", key, ("input", "target")) for key in extra]
-    problems += [f'{where}: task {request.recipe.task_name} needs "{key}: NAME OF A COLUMN"' for key in missing]
-    if problems:
-        raise InputError(problems)
     rows: list[_Row] = []
     offset = 0
     for part, table in tables.items():

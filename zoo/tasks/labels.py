@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ class LabelTask(SequenceTask):
         super().__init__()
         if classes is not None and (isinstance(classes, str) or len(classes) < 2):
             raise ValueError("classes must list at least two labels")
+        if twice := sorted(label for label, count in Counter(map(str, classes or ())).items() if count > 1):
+            raise ValueError(f"classes must differ from each other, and {', '.join(twice)} is listed more than once")
         self.classes: tuple[str, ...] = tuple(str(c) for c in classes) if classes else ()
 
     @abstractmethod

@@ -36,6 +36,11 @@ class SequenceTask(ABC):
         self._tokenizer: Tokenizer | None = None
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Keys that the recipe's ``data.columns`` must have, and may have."""
+        return ("input", "target") if self.needs_target else ("input",)
+
+    @property
     @abstractmethod
     def head(self) -> Head: ...
 

@@ -241,9 +241,10 @@ def _check_same(folder: RunFolder, job: Job, resolved: dict[str, Any]) -> None:
         )
     if not changed and before["task"] != now["task"]:
         differing = ", ".join(sorted(_changed(before["task"], now["task"])))
+        data = job.recipe.data.path or job.recipe.data.source
         raise InputError(
-            f"{folder.path}: {job.recipe.task_name} takes something else from "
-            f"{job.recipe.data.path or job.recipe.data.source} than when this run was started ({differing}); start in another --output"
+            f"{folder.path}: {job.recipe.task_name} takes something else from {data} than when this run was started "
+            f"({differing}); start in another --output"
         )
     if changed:
         raise InputError(
