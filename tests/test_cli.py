@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from conftest import Recipes, peptides, write_csv
+from conftest import MASKED, Recipes, peptides, write_csv
 
 from zoo import cli
 
@@ -213,6 +214,46 @@ def test_plan_prints_one_object_with_what_others_rely_on(zoo: Zoo, recipes: Reci
     assert plan["rejected"]
     assert all(r.keys() >= {"techniques", "reason", "peak_bytes"} for r in plan["rejected"])
     assert len(zoo("plan", path, "--json", "--all").json["considered"]) >= 2 * 4
+
+
+def test_a_host_that_is_too_small_is_the_limit_that_is_named(zoo: Zoo, recipes: Recipes) -> None:
+    said = zoo("plan", recipes.write({"budget.host": "1MiB"}))
+    assert said.code == 1
+    assert re.search(r"does not fit: [\d.]+ MiB predicted of 1\.00 MiB\s\(budget\.host\)", said.out)
+
+
+@pytest.mark.parametrize(
+    ("option", "what"), [("budget", "an amount such as 8GiB"), ("gpu", "a device's name, or auto")]
+)
+def test_an_empty_limit_is_an_error(zoo: Zoo, recipes: Recipes, option: str, what: str) -> None:
+    said = zoo("plan", recipes.write(), f"--{option}", "")
+    assert (said.code, said.err) == (2, f"error: --{option}: is empty; give {what}, or leave it out\n")
+
+
+def test_ctrl_c_while_planning_says_so(recipes: Recipes) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import zoo.training.run\n"
+        "zoo.training.run.plan = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from zoo.cli import main\n"
+        f"sys.argv = ['zoo', 'plan', {str(recipes.write())!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_libraries_do_not_chatter(recipes: Recipes) -> None:
+    """A head that is tied to the embeddings, adapted: what PEFT, transformers and torch warn of is not the user's."""
+    changes = {**MASKED, "techniques": {"adapter": "lora"}, "train.max_steps": 1}
+    for command in (
+        ["train", str(recipes.write(changes)), "--json"],
+        ["evaluate", str(recipes.folder / "run"), "--json"],
+    ):
+        code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_does_not_fit_is_exit_code_1_with_the_smallest_plan_there_is(zoo: Zoo, recipes: Recipes) -> None:

@@ -199,6 +199,8 @@ def test_an_impossible_budget_names_the_smallest_that_would_do(job: Job) -> None
 def test_a_full_host_is_refused_too(full: Job) -> None:
     decision = _decide(full, 64 * GIB, host=MIB)
     assert not decision.fits
+    assert decision.reasons[0].startswith("nothing fits the host; the smallest plan does not fit the host: ")
+    assert decision.reasons[0].endswith(" of 1.00 MiB; raise budget.host")
     assert all("does not fit the host: " in r.reason and "1.00 MiB" in r.reason for r in decision.rejected)
 
 

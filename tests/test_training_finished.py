@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from conftest import MASKED, REGRESSION, RESIDUES, Recipes, finished, peptides, 
 from small_models import small
 
 import zoo
-from zoo.errors import InputError
+from zoo.errors import InputError, WeightsError
 from zoo.training.finished import Run, predict_file
 from zoo.training.run import train
 
@@ -333,6 +334,26 @@ def test_whoever_may_read_a_run_may_read_its_model(regression_run: Path, lora_ru
         assert {file.stat().st_mode for file in (run / "model").iterdir()} == {usual}
 
 
+def test_a_model_of_a_run_is_a_checkpoint_and_an_adapter_is_none(
+    recipes: Recipes, regression_run: Path, lora_run: Path
+) -> None:
+    """Sapiens' published checkpoint has a layout of its own, which what a run saves does not have."""
+    job = recipes.job({**REGRESSION, "checkpoint": f"file:{regression_run / 'model'}", "train.max_steps": 1})
+    notes = train(job, output=recipes.folder / "again").summary["notes"]
+    assert any(re.search(r"weights: converted (\d+) of \1, skipped 0\Z", note) for note in notes), notes
+    with pytest.raises(WeightsError) as error:
+        train(recipes.job({"checkpoint": f"file:{lora_run / 'model'}"}), output=recipes.folder / "adapted")
+    assert str(error.value).startswith(f"{lora_run / 'model'}: is an adapter, and a checkpoint must be a whole model; ")
+
+
+def test_a_name_of_a_model_is_that_model_beside_a_folder_of_that_name(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sapiens_vh").mkdir()
+    assert zoo.load("sapiens_vh").card.name == "sapiens_vh"  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="is not a run's folder"):
+        zoo.load(Path("sapiens_vh"))
+
+
 def test_an_adapter_loads_with_peft(lora_run: Path) -> None:
     import peft
 
@@ -355,7 +376,7 @@ def test_the_same_from_python(recipes: Recipes) -> None:
     assert decision.fits
     assert decision.limits.device_bytes == 2**30
     folder = recipes.folder / "py"
-    summary = zoo.train(recipe, "1GiB", output=folder, overrides=["train.max_steps=2"])
+    summary = zoo.train(recipe, "1GiB", output=folder, max_steps=2)
     assert summary == json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["memory"]["budget_bytes"]) == (2, 2**30)
     run = zoo.load(folder)

@@ -149,7 +149,7 @@ def test_an_unknown_version_lists_known_ones(cache: Path) -> None:
 
 
 def test_an_unknown_name_says_so(cache: Path, index: Callable[..., Path]) -> None:
-    with pytest.raises(WeightsError, match="no wheel of any release named toy-data; check the spelling"):
+    with pytest.raises(WeightsError, match="no wheel of any release named toy-data, or it cannot be reached; check"):
         fetch(source("pypi:toy-data==1.0/toy", "a.csv"))
 
 

@@ -41,9 +41,10 @@ def models() -> Mapping[str, ModelCard]:
 def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
     """A pretrained model by its card's name, with its pretraining head or another `head`; or a finished run's folder.
 
+    A text that is a model's name is that model, even beside a folder of the same name; a `Path` is a run.
     Raises `InputError` for a name that is neither, `WeightsError` when the weights cannot be had.
     """
-    if Path(name_or_run).is_dir():
+    if Path(name_or_run).is_dir() and (isinstance(name_or_run, Path) or name_or_run not in _models()):
         return Run.open(Path(name_or_run))
     card = find_model(str(name_or_run), "zoo.load")
     with storage_free():
@@ -66,13 +67,14 @@ def train(
     budget: str | int | None = None,
     *,
     gpu: str | None = None,
+    max_steps: int | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     baselines: bool = False,
     overrides: Overrides = (),
 ) -> dict[str, Any]:
     """Train a recipe; returns the run's summary. Raises as `zoo.training.run.train` does."""
-    job = load_job(recipe, overrides, budget=budget, gpu=gpu)
+    job = load_job(recipe, overrides, budget=budget, gpu=gpu, max_steps=max_steps)
     folder = None if output is None else Path(output)
     return _run.train(job, output=folder, resume=resume, with_baselines=baselines).summary
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,8 +44,15 @@ def main() -> None:
     # Threads that wait must not keep a core busy: beside one other busy process, a training step of the quickstart
     # took 2 s this way and 11 to 20 s the other. Read by OpenMP when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _without_noise()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else somebody wants Ctrl-C to do something else, or nothing
+        signal.signal(signal.SIGINT, _stop)
     try:
         app()
+    except _Stopped:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except ZooError as error:
         problems = getattr(error, "problems", None) or (str(error),)
         for problem in problems:
@@ -60,7 +69,24 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.exit(1)
     finally:
+        signal.signal(signal.SIGINT, before)
         gc.freeze()  # at its end the interpreter would look through torch and transformers for garbage, for 1.5 s
+
+
+class _Stopped(BaseException):
+    """Ctrl-C. Not a `KeyboardInterrupt`, of which typer would say nothing."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped
+
+
+def _without_noise() -> None:
+    """Silence what libraries warn of that no user can do anything about: each by its words, and nothing else."""
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's own doing
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor is deprecated", UserWarning)  # torch's
+    # PEFT warns of merging; its adapters are saved and loaded beside the base, and never merged into it
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter")
 
 
 @app.callback(invoke_without_command=True)
@@ -81,7 +107,7 @@ def _job(
 ) -> Job:
     from zoo.resolve import load_job
 
-    return load_job(path, overrides or (), budget=budget or None, gpu=gpu or None, max_steps=max_steps)
+    return load_job(path, overrides or (), budget=budget, gpu=gpu, max_steps=max_steps)
 
 
 def _print_json(content: Any) -> None:

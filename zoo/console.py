@@ -32,16 +32,17 @@ console = Console(highlight=False)
 
 def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
     """The answer in one line, the reasons, what fills the memory, and what was not chosen."""
-    chosen, budget = decision.chosen, decision.limits.device_bytes
+    chosen, limits = decision.chosen, decision.limits
+    budget = limits.device_bytes
+    taken = f"{_footprint(chosen)} of {format_bytes(budget)} ({limits.origin})"
+    if chosen.needed_bytes <= budget and limits.host_bytes is not None and chosen.host_bytes > limits.host_bytes:
+        taken = f"{format_bytes(chosen.host_bytes)} predicted of {format_bytes(limits.host_bytes)} (budget.host)"
     verdict = "[green]fits[/]" if decision.fits else "[red]does not fit[/]"
     console.print(
         f"[bold]{job.recipe.name}[/]: {job.card.title} ({job.card.parameters / 1e6:.1f} M parameters), "
         f"{job.recipe.task_name}"
     )
-    console.print(
-        f"{verdict}: {_footprint(chosen)} of {format_bytes(budget)} ({decision.limits.origin}), "
-        f"{chosen.estimate.seconds:.3g} s a step predicted"
-    )
+    console.print(f"{verdict}: {taken}, {chosen.estimate.seconds:.3g} s a step predicted")
     techniques = ", ".join(f"{t.key} {t.describe()}" for t in chosen.techniques)
     batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
     console.print(f"  {techniques}; {batch}; exactness {chosen.exactness}")

@@ -14,7 +14,6 @@ import torch
 
 from zoo.card import Source
 from zoo.data.prepare import Data
-from zoo.errors import InputError
 from zoo.memory.devices import detect, find
 from zoo.memory.workers import Workers
 from zoo.plans import Decision, Limits, Plan, Rejected, Workload
@@ -78,10 +77,13 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
             reasons = _reasons(chosen, rejected, job, workload)
             return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
         smallest = search.smallest()
-        reasons = (
-            f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); the smallest budget that would do is "
-            f"{smallest.needed_bytes} bytes ({format_bytes(smallest.needed_bytes)})",
-        )
+        if smallest.needed_bytes <= limits.device_bytes:
+            reasons = (f"nothing fits the host; the smallest plan {limits.why_not(smallest)}; raise budget.host",)
+        else:
+            reasons = (
+                f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); "
+                f"the smallest budget that would do is {smallest.needed_bytes} bytes ({format_bytes(smallest.needed_bytes)})",
+            )
         rejected = search.rejected(smallest, "")
         return Decision(False, limits, workload, smallest, tuple(rejected), reasons, tuple(search.plans()))
 

@@ -54,6 +54,9 @@ def load_job(
     `budget`, `gpu` and `max_steps` override ``budget.device``, ``budget.gpu`` and ``train.max_steps``.
     """
     named = {"budget.device": budget, "budget.gpu": gpu, "train.max_steps": max_steps}
+    examples = {"budget": (budget, "an amount such as 8GiB"), "gpu": (gpu, "a device's name, or auto")}
+    if empty := [f"--{key}: is empty; give {what}, or leave it out" for key, (v, what) in examples.items() if v == ""]:
+        raise InputError(empty)
     given = [*overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
     try:
         file = read_recipe(path, given)

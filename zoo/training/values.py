@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from zoo.card import ModelCard, Source, load_ref
+from zoo.errors import WeightsError
 from zoo.step import Loader, Setup
 from zoo.weights import LoadReport, fetch, initialise_and_load, read_state_dict
+
+# what a run saves is in the model's own names, however its published checkpoint is laid out
+_OWN_LAYOUT = ("model.safetensors", "model.safetensors.index.json")
 
 
 def loader_of(card: ModelCard, checkpoint: str, seed: int, *, progress: bool = False) -> Loader:
@@ -44,7 +48,13 @@ def values_for(
 
 
 def _read(card: ModelCard, source: Source, folder: Path) -> Mapping[str, torch.Tensor]:
-    if card.convert is not None:
+    if (folder / "adapter_config.json").is_file():
+        raise WeightsError(
+            f"{folder}: is an adapter, and a checkpoint must be a whole model; go on with its run through "
+            "zoo train --resume, or merge it into its model first (PEFT: merge_and_unload, save_pretrained)"
+        )
+    own = source != card.source and any((folder / name).is_file() for name in _OWN_LAYOUT)
+    if card.convert is not None and not own:
         converted: Mapping[str, torch.Tensor] = load_ref(card.convert)(folder)
         return converted
     weights = [f.path for f in source.files if f.path.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".index.json"))]

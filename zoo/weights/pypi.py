@@ -144,7 +144,10 @@ def _no_such_wheel(source: PypiSource, versions: set[str]) -> str:
         )
     known = sorted(versions | archives, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
     if not known:
-        return f"{source}: the package index has no wheel of any release named {source.name}; check the spelling"
+        return (
+            f"{source}: the package index has no wheel of any release named {source.name}, or it cannot be reached; "
+            "check the spelling, the network and pip's index (pip config list)"
+        )
     shown = ", ".join(known[-12:])
     return f'{source}: "{source.version}" is not a version of {source.name} (newest known: {shown})'
 
