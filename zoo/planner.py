@@ -80,9 +80,10 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
         if smallest.needed_bytes <= limits.device_bytes:
             reasons = (f"nothing fits the host; the smallest plan {limits.why_not(smallest)}; raise budget.host",)
         else:
+            needed = smallest.needed_bytes
             reasons = (
                 f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); "
-                f"the smallest budget that would do is {smallest.needed_bytes} bytes ({format_bytes(smallest.needed_bytes)})",
+                f"the smallest budget that would do is {needed} bytes ({format_bytes(needed)})",
             )
         rejected = search.rejected(smallest, "")
         return Decision(False, limits, workload, smallest, tuple(rejected), reasons, tuple(search.plans()))
