@@ -77,7 +77,7 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
             reasons = _reasons(chosen, rejected, job, workload)
             return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
         smallest = search.smallest()
-        if smallest.needed_bytes <= limits.device_bytes:
+        if limits.host_bytes is not None and smallest.needed_bytes <= limits.device_bytes:
             reasons = (f"nothing fits the host; the smallest plan {limits.why_not(smallest)}; raise budget.host",)
         else:
             needed = smallest.needed_bytes
