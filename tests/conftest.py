@@ -122,7 +122,7 @@ def _one_process() -> Iterator[None]:
     from zoo.memory import workers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "MOST", 1)
+        patch.setattr(workers, "_cores", lambda: 1)
         yield
 
 

@@ -18,8 +18,7 @@ from zoo.memory.workers import Workers
 
 @pytest.fixture(autouse=True)
 def _three_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "MOST", 3)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    monkeypatch.setattr(workers, "_cores", lambda: 3)
 
 
 def spread(compute: Callable[[int], Any], count: int) -> list[Any]:
@@ -49,7 +48,7 @@ def test_processes_stay_for_the_next_questions() -> None:
 
 
 def test_with_one_core_no_process_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr(workers, "_cores", lambda: 1)
     assert spread(lambda i: os.getpid(), 3) == [os.getpid()] * 3
 
 

@@ -15,13 +15,13 @@ from zoo.memory.predict import ASSUMED_CONTEXT, CPU_MARGIN, RESERVED_MARGIN, Foo
 from zoo.planner import decide
 from zoo.plans import Decision, Limits, Workload
 from zoo.resolve import Job
-from zoo.step import PHASES
 from zoo.tracer import Tracer
 from zoo.units import GIB
 
 T4 = find("t4")
 WORK = Workload(100, 64, "64 inputs of 100 tokens")
-OPEN: dict[str, Any] = {"techniques": {"precision": "fp32", "adapter": "full"}, "train.global_batch_size": 16}
+PLAIN = {"precision": "fp32", "adapter": "full", "quantization": "none", "optimizer": "adamw"}
+OPEN: dict[str, Any] = {"techniques": PLAIN, "train.global_batch_size": 16}
 
 
 @pytest.fixture(scope="module", name="job")
@@ -93,11 +93,8 @@ def test_a_budget_must_hold_the_upper_end_of_the_interval(job: Job, generous: De
 def test_a_plan_that_only_seemed_to_fit_is_refused_with_the_confirmed_number(job: Job, generous: Decision) -> None:
     """Its tensors alone would fit; what is reserved for them would not."""
     chosen = generous.chosen
-    rough = next(
-        p
-        for p in generous.considered
-        if p.techniques == chosen.techniques and p.micro_batch_size == chosen.micro_batch_size
-    )
+    plans = Tracer(job, WORK, generous.limits).plans(chosen.techniques)
+    rough = next(p for p in plans if p.micro_batch_size == chosen.micro_batch_size)
     assert rough.needed_bytes < chosen.needed_bytes
     between = _decide(job, (rough.needed_bytes + chosen.needed_bytes) // 2)
     assert between.fits
@@ -117,7 +114,7 @@ def test_deep_models_are_confirmed_to_the_byte_without_being_traced(
     session_recipes: Callable[[str], Recipes], techniques: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "deep" + "".join(techniques.values())
-    chosen = {"precision": "fp32", "adapter": "full", "checkpointing": "none", **techniques}
+    chosen = {**PLAIN, "checkpointing": "none", **techniques}
     job = session_recipes(name).job({**OPEN, "budget": {}, "model": "esm2_t30_150m", "techniques": chosen})
     tracer = Tracer(job, WORK, Limits(T4, 64 * GIB, None, "a test"))
     (combination,) = itertools.product(*job.choices.values())

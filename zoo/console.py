@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,12 @@ def _show_others(job: Job, decision: Decision, *, show_all: bool) -> None:
         return
     if decision.rejected:
         table = Table("not chosen", "peak", "why", box=None, padding=(0, 2))
+        alike = Counter(other.reason for other in decision.rejected if other.plan is None)
         for other in decision.rejected:
+            if other.plan is None and (count := alike.pop(other.reason, 0)) != 1:
+                if count:  # the first of many that cannot be, for one reason
+                    table.add_row(f"{count} combinations", "-", other.reason)
+                continue
             names = " ".join(t.describe() for t in other.techniques if t.key in free)
             table.add_row(names, "-" if other.plan is None else format_bytes(other.plan.peak_bytes), other.reason)
         console.print(table)

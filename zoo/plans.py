@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.card import Exactness
@@ -34,6 +34,11 @@ class Limits:
     device_bytes: int
     host_bytes: int | None
     origin: str
+
+    def more_by(self, fraction: float) -> Limits:
+        """The same limits with so much more memory."""
+        host = None if self.host_bytes is None else round(self.host_bytes * (1 + fraction))
+        return replace(self, device_bytes=round(self.device_bytes * (1 + fraction)), host_bytes=host)
 
     def why_not(self, plan: Plan) -> str | None:
         if plan.needed_bytes > self.device_bytes:

@@ -22,10 +22,18 @@ from zoo.tracer import Tracer
 
 Combination = tuple[Technique, ...]
 
+SLACK = 0.02
+"""By how much a trace without the CPU's own kernels can be above the one that confirms it (seen with tiny models)."""
+
+PROBES = 4
+"""How many rungs are looked into at a time: work for several cores, the same number on every machine."""
+CLOSE = 8
+"""How many of the smallest plans are confirmed, where nothing fits, to name the smallest budget that would do."""
+
 
 @dataclass
 class Search:
-    """All that is known of a job's combinations: their plans, one for each division of the batch, or why there are none.
+    """All that is known of a job's combinations: plans, one for each division of the batch, or why there are none.
 
     `rungs` are in order of what they change. `answers` grows as combinations are traced.
     """
@@ -47,13 +55,12 @@ class Search:
         chosen = self._choose(lowest)
         if chosen is not None or not higher:
             return chosen
-        for start in range(0, len(higher), self.workers.count):  # as many at a time as there are cores
-            some = higher[start : start + self.workers.count]
+        for start in range(0, len(higher), PROBES):
+            some = higher[start : start + PROBES]
             probes = [self._smallest_of(rung) for rung in some]
             self._trace(probes)
             for rung, probe in zip(some, probes, strict=True):
-                known = self.answers[probe]
-                if isinstance(known, str) or any(self.limits.why_not(plan) is None for plan in known):
+                if isinstance(self.answers[probe], str) or any(self._may_fit(plan) for plan in self._known(rung)):
                     self._trace(rung)
                     if (chosen := self._choose(rung)) is not None:
                         return chosen
@@ -66,10 +73,17 @@ class Search:
             raise InputError([f"{' '.join(describe(t).values())}: {reason}" for t, reason in self.answers.items()])
         rung = next(r for r in self.rungs if min(plans, key=_needs).techniques in r)
         self._trace(rung)
-        return self._confirm(min(self.plans(), key=_needs))
+        plans = sorted(self.plans(), key=_needs)
+        close = [plan for plan in plans if plan.needed_bytes <= plans[0].needed_bytes * (1 + SLACK)][:CLOSE]
+        return min((self._confirm(plan) for plan in close), key=_needs)
 
     def plans(self) -> list[Plan]:
-        return [plan for answer in self.answers.values() if not isinstance(answer, str) for plan in answer]
+        """Everything that was traced and can be built."""
+        return self._known(self.answers)
+
+    def _known(self, combinations: Iterable[Combination]) -> list[Plan]:
+        answers = [self.answers.get(combination, "") for combination in combinations]
+        return [plan for answer in answers if not isinstance(answer, str) for plan in answer]
 
     def rejected(self, chosen: Plan, why_not: str | None) -> list[Rejected]:
         """Every combination but the chosen one, with its reason; those that were not traced are one entry for a rung.
@@ -102,13 +116,15 @@ class Search:
 
     def _choose(self, rung: Sequence[Combination]) -> Plan | None:
         """The fastest plan of a rung that fits, confirmed."""
-        known = [answer for c in rung if not isinstance(answer := self.answers[c], str)]
-        fitting = [plan for plans in known for plan in plans if self.limits.why_not(plan) is None]
-        for plan in sorted(fitting, key=preference):
+        for plan in sorted((plan for plan in self._known(rung) if self._may_fit(plan)), key=preference):
             confirmed = self._confirm(plan)
             if self.limits.why_not(confirmed) is None:
                 return confirmed
         return None
+
+    def _may_fit(self, plan: Plan) -> bool:
+        """Whether to confirm a plan: what is not confirmed can be too high, too."""
+        return (self.limits if plan.confirmed else self.limits.more_by(SLACK)).why_not(plan) is None
 
     def _confirm(self, plan: Plan) -> Plan:
         """The plan, confirmed, in place of what was known of it."""

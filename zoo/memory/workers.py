@@ -39,16 +39,15 @@ class Workers(Generic[Argument, Result]):
 
     def __init__(self, compute: Callable[[Argument], Result]) -> None:
         self.compute = compute
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-        self.count = min(cores, MOST)
+        self._count = min(_cores(), MOST)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers[Argument, Result]:
         global _compute
-        if self.count > 1:
+        if self._count > 1:
             _compute = self.compute  # what a forked process finds
             context = get_context("fork")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -82,6 +81,11 @@ class Workers(Generic[Argument, Result]):
         for process in list((pool._processes or {}).values()):
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that forked processes may use: on Linux, where a fork is safe enough."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 def _call(argument: Any) -> tuple[Any]:
