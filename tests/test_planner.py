@@ -20,6 +20,7 @@ from conftest import Recipes
 from torch import nn
 from typer.testing import CliRunner
 
+from zoo import search
 from zoo.cli import app
 from zoo.domain import Batch
 from zoo.errors import DoesNotFit, InputError
@@ -374,9 +375,10 @@ def test_the_largest_model_is_planned_offline_in_little_memory(tmp_path: Path) -
     assert chosen["tokens_per_row"] == 400
     weights = 15_129_100_194 * (2 if chosen["techniques"]["precision"] == "bf16" else 4)
     assert chosen["peak_by_category"]["parameters"] == pytest.approx(weights, rel=0.01)
-    full = [r for r in answer["rejected"] if r["techniques"]["adapter"] == "full" and r["peak_bytes"]]
+    trained = {"adapter": "full", "quantization": "none"}
+    full = [r for r in answer["rejected"] if trained.items() <= r["techniques"].items()]
     assert full
-    assert all(r["peak_bytes"] > 9 * 15_129_100_194 for r in full), "weights, masters, gradients, 8-bit states"
+    assert all("does not fit: weights and optimizer states alone take" in r["reason"] for r in full)
 
 
 # ------------------------------------------------------------------------------------------------ the ladder
@@ -423,6 +425,25 @@ def test_no_budget_makes_the_ladder_choose_worse_than_an_exhaustive_search(ladde
             assert quick.chosen.estimate.seconds <= 1.05 * thorough.chosen.estimate.seconds
             changed.add(departure(quick.chosen.techniques, ladder))
     assert len(changed) > 2, "the budgets did not ask for different rungs"
+
+
+def test_what_has_no_room_for_its_weights_is_not_traced(ladder: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of many parameters, for its budget: a look at weights and states comes first, and tells the same."""
+    full = ladder.choices["adapter"][:1]
+    job = replace(
+        ladder, choices={**ladder.choices, "quantization": ladder.choices["quantization"][:1], "adapter": full}
+    )
+    nothing = _decide(job, 1000, exhaustive=True)
+    least = min(p.needed_bytes for p in nothing.considered)
+    monkeypatch.setattr(search, "LARGE", 0)
+    plain = [_decide(job, budget) for budget in (1000, 2 * MIB, 3 * least, 12 * MIB)]
+    monkeypatch.setattr(search, "LARGE", 10**9)
+    looked = [_decide(job, budget) for budget in (1000, 2 * MIB, 3 * least, 12 * MIB)]
+    for one, other in zip(plain, looked, strict=True):
+        assert one.fits == other.fits
+        assert one.chosen == other.chosen
+    assert any("weights and optimizer states alone take" in r.reason for r in looked[1].rejected)
+    assert len(looked[1].considered) < len(plain[1].considered)
 
 
 def test_several_processes_decide_the_same(ladder: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,9 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
         origin = f"the data is not fetched yet: planned for inputs of {tokens} tokens, the longest allowed"
         return Workload(tokens, train.global_batch_size, origin), None
     data = job.task.prepare(job, fetch)
-    tokens = max(job.task.length(example) for example in data.train)
-    return Workload(tokens, len(data.train), f"the longest of {len(data.train)} training inputs"), data
+    lengths = sorted((job.task.length(example) for example in data.train), reverse=True)
+    origin = f"the longest of {len(data.train)} training inputs"
+    return Workload(lengths[0], len(data.train), origin, tuple(lengths[: train.global_batch_size])), data
 
 
 def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = False) -> Decision:
@@ -98,7 +99,8 @@ def _reasons(chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Wor
         others = [
             f"{_named(r.techniques, technique.key)} {r.reason.removeprefix('fits, but ')}"
             for r in rejected
-            if r.plan is not None and _beside(r.techniques, technique.key) == _beside(chosen.techniques, technique.key)
+            if (r.plan is not None or r.reason.startswith("does not fit"))
+            and _beside(r.techniques, technique.key) == _beside(chosen.techniques, technique.key)
         ]
         lines.append(
             f"{technique.key}: {technique.describe()} ({'; '.join(others) or 'the others need other changes as well'})"

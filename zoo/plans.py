@@ -19,11 +19,23 @@ _RANK: Mapping[Exactness, int] = {"bitwise": 0, "rounding": 1, "changes-model": 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the data demands of a step: `tokens` of the longest training input, `rows` of training data, and whence."""
+    """What the data demands of a step: `tokens` of the longest training input, `rows` of training data, and whence.
+
+    `lengths` are the tokens of as many of the longest inputs as are in one step, in descending order; where they are
+    not known, every input may be the longest.
+    """
 
     tokens: int
     rows: int
     origin: str
+    lengths: tuple[int, ...] = ()
+
+    def longest(self, first: int) -> int:
+        """Tokens that the longest input of a micro-batch can have which begins with input number `first` of a step.
+
+        The inputs of a step come in order of length.
+        """
+        return self.lengths[first] if first < len(self.lengths) else self.tokens
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zoo.errors import InputError
+from zoo.memory.ledger import Record
 from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected
 from zoo.resolve import Job
 from zoo.step import describe
 from zoo.techniques import Technique, registry
-from zoo.tracer import Tracer
+from zoo.tracer import Answer, Question, Standing, Tracer
+from zoo.units import format_bytes
 
 Combination = tuple[Technique, ...]
 
-SLACK = 0.02
-"""By how much a trace without the CPU's own kernels can be above the one that confirms it (seen with tiny models)."""
+SLACK = 0.05
+"""By how much the search can be above the trace that confirms a plan: it takes every micro-batch to be as long as the
+first, and not the CPU's own kernels. 3 % were seen."""
 
+LARGE = 16
+"""Bytes a parameter takes in full training in fp32. Where the budget has less, some combinations have no room for
+weights and optimizer states, and a look at those comes before a trace."""
 PROBES = 4
 """How many rungs are looked into at a time: work for several cores, the same number on every machine."""
 CLOSE = 8
@@ -41,9 +47,10 @@ class Search:
     job: Job
     tracer: Tracer
     limits: Limits
-    workers: Workers[Combination | Plan, list[Plan] | str]
+    workers: Workers[Question, Answer]
     rungs: list[list[Combination]] = field(init=False)
     answers: dict[Combination, list[Plan] | str] = field(default_factory=dict)
+    standing: dict[Combination, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -51,23 +58,31 @@ class Search:
     def run(self, *, exhaustive: bool) -> Plan | None:
         """The plan to choose, or None where nothing fits. `exhaustive`: trace every combination before choosing."""
         lowest, *higher = self.rungs
-        self._trace(lowest if not exhaustive else itertools.chain(*self.rungs))
+        large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
+        self._trace(lowest if not exhaustive else itertools.chain(*self.rungs), look_first=large)
         chosen = self._choose(lowest)
-        if chosen is not None or not higher:
-            return chosen
-        for start in range(0, len(higher), PROBES):
-            some = higher[start : start + PROBES]
-            probes = [self._smallest_of(rung) for rung in some]
-            self._trace(probes)
-            for rung, probe in zip(some, probes, strict=True):
-                if isinstance(self.answers[probe], str) or any(self._may_fit(plan) for plan in self._known(rung)):
-                    self._trace(rung)
+        while chosen is None and higher:
+            # Where nothing is known yet there is nothing to tell the smallest of a rung by.
+            count = PROBES if self.plans() else 1
+            some, higher = higher[:count], higher[count:]
+            probes = [self._smallest_of(rung) for rung in some] if self.plans() else some[0]
+            self._trace(probes, look_first=large)
+            for rung in some:
+                known = [self.answers[c] for c in rung if c in self.answers]
+                if all(isinstance(answer, str) for answer in known) or any(map(self._may_fit, self._known(rung))):
+                    self._trace(rung, look_first=large)
                     if (chosen := self._choose(rung)) is not None:
-                        return chosen
-        return None
+                        break
+        return chosen
 
     def smallest(self) -> Plan:
-        """The smallest plan of all that were traced. Raises `InputError` where none can be built."""
+        """The smallest plan of all that are known. Raises `InputError` where none can be built."""
+        if self.standing:
+            hopeless = next(rung for rung in self.rungs if min(self.standing, key=self.standing.__getitem__) in rung)
+            for combination in hopeless:
+                if self.standing.pop(combination, None) is not None:
+                    del self.answers[combination]
+            self._trace(hopeless)
         plans = self.plans()
         if not plans:
             raise InputError([f"{' '.join(describe(t).values())}: {reason}" for t, reason in self.answers.items()])
@@ -110,9 +125,21 @@ class Search:
                 entries.append(Rejected(rest[0], reason + others))
         return entries
 
-    def _trace(self, combinations: Iterable[Combination]) -> None:
+    def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
+        """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
         new = [combination for combination in combinations if combination not in self.answers]
-        self.answers.update(zip(new, self.workers.map(new), strict=True))
+        if look_first:
+            for combination, bytes_ in zip(new, self.workers.map([Standing(c) for c in new]), strict=True):
+                if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
+                    self.standing[combination] = bytes_
+                    self.answers[combination] = (
+                        f"does not fit: weights and optimizer states alone take {format_bytes(bytes_)} "
+                        f"of {format_bytes(self.limits.device_bytes)}"
+                    )
+            new = [combination for combination in new if combination not in self.answers]
+        for combination, answer in zip(new, self.workers.map(new), strict=True):
+            assert isinstance(answer, (list, str))
+            self.answers[combination] = answer
 
     def _choose(self, rung: Sequence[Combination]) -> Plan | None:
         """The fastest plan of a rung that fits, confirmed."""
@@ -128,14 +155,12 @@ class Search:
 
     def _confirm(self, plan: Plan) -> Plan:
         """The plan, confirmed, in place of what was known of it."""
-        (answer,) = self.workers.map([plan])
-        assert not isinstance(answer, str)
-        (confirmed,) = answer
+        records = [a for a in self.workers.map(self.tracer.to_confirm(plan)) if isinstance(a, Record)]
+        confirmed = self.tracer.confirmed(plan, records)
         before = self.answers[plan.techniques]
         assert not isinstance(before, str)
-        self.answers[plan.techniques] = [
-            confirmed if p.micro_batch_size == plan.micro_batch_size else p for p in before
-        ]
+        size = plan.micro_batch_size
+        self.answers[plan.techniques] = [confirmed if p.micro_batch_size == size else p for p in before]
         return confirmed
 
     def _smallest_of(self, rung: Sequence[Combination]) -> Combination:

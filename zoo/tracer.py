@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,6 +30,27 @@ FULL_TRACE_DEPTH = 12
 """Models up to this depth are confirmed by a trace of their own, deeper ones by one put together from shallow ones."""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Asks for the bytes of a combination's weights and optimizer states."""
+
+    techniques: tuple[Technique, ...]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
+
+    plan: Plan
+    depth: int | None
+    steps: int
+
+
+Question = tuple[Technique, ...] | Standing | Steps
+"""A combination asks for its plans, one for each division of the batch."""
+Answer = list[Plan] | int | Record | str
+
+
 class Tracer:
     """Traces combinations of techniques, each only once, in the world of the budget's device.
 
@@ -39,6 +60,7 @@ class Tracer:
 
     def __init__(self, job: Job, workload: Workload, limits: Limits) -> None:
         self.job = job
+        self.workload = workload
         self.tokens = workload.tokens
         self.global_batch = min(job.recipe.train.global_batch_size, workload.rows)
         self.device = limits.device
@@ -55,15 +77,16 @@ class Tracer:
         with storage_free():
             load_ref(self.job.card.build)(self._shallow(())[0][0], self.job.task.head)
 
-    def answer(self, question: tuple[Technique, ...] | Plan) -> list[Plan] | str:
-        """A combination with every division of the batch, or why it cannot be; a plan, confirmed."""
-        if isinstance(question, Plan):
-            return [self.confirm(question)]
-        free = [t for t in question if len(self.job.choices[t.key]) > 1]
+    def answer(self, question: Question) -> Answer:
+        """What a question asks for, or the reason why it cannot be."""
+        if isinstance(question, Steps):
+            return self._steps(question)
+        techniques = question.techniques if isinstance(question, Standing) else question
+        free = [t for t in techniques if len(self.job.choices[t.key]) > 1]
         if lacking := {f for t in free for f in t.arithmetic - self.device.arithmetic}:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
         try:
-            return self.plans(question)
+            return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
         except InputError as error:
             return str(error)
 
@@ -84,8 +107,28 @@ class Tracer:
 
     def confirm(self, plan: Plan) -> Plan:
         """The plan with the peaks of a trace of exactly its batch, replayed through the allocator of an accelerator."""
+        return self.confirmed(plan, [self._steps(steps) for steps in self.to_confirm(plan)])
+
+    def to_confirm(self, plan: Plan) -> list[Steps]:
+        """What has to be traced to confirm a plan: its model, or three shallow ones where it is deep."""
+        period = math.lcm(*(t.period for t in plan.techniques))
+        if self.depth is None or self.depth <= max(FULL_TRACE_DEPTH, DEEP[-1] * period):
+            return [Steps(plan, None, 2)]
+        least = max(DEEP[0], period)  # of a shorter stack not every part of the pattern would be there
+        first = least + (self.depth - least) % period
+        steps = 1 if self.kind is None else 2
+        return [Steps(plan, depth, steps) for depth in (first, first + period, first + 2 * period)]
+
+    def confirmed(self, plan: Plan, records: Sequence[Record]) -> Plan:
+        """The plan with the peaks of the traces that `to_confirm` asks for."""
+        asked = self.to_confirm(plan)
+        record, steps = records[0], asked[0].steps
+        if len(asked) > 1 and self.depth is not None:
+            try:
+                record = deepen(records, [question.depth or 0 for question in asked], self.depth)
+            except Irregular:
+                record, steps = self._steps(Steps(plan, None, 2)), 2
         size, count = plan.micro_batch_size, plan.accumulation_steps
-        record, steps = self._whole(plan)
         if self.kind is None:
             exact = Family(Tape.of(record, many=False), None, 0).estimate(0, size, max(count, steps), self.rates)
             estimate = replace(exact, seconds=plan.estimate.seconds)
@@ -99,22 +142,21 @@ class Tracer:
             footprint = Footprint.of(self.device, estimate.peak, reserved)
         return replace(plan, estimate=estimate, footprint=footprint, host_bytes=self._host(estimate), confirmed=True)
 
-    def _whole(self, plan: Plan) -> tuple[Record, int]:
-        """Two steps of the plan's very batch (or one, with the optimizer's states made before it), and how many."""
+    def _steps(self, question: Steps) -> Record:
+        """Steps of the plan's very batch; for one step, the optimizer's states are made before it."""
+        plan, card = question.plan, self.job.card
+        card = card if question.depth is None else card.shallow(question.depth)
+        size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
+        tokens = tuple(self.workload.longest(number * size) for number in range(count))
+        return self._trace(
+            plan.techniques, card, size, count, self.confirming, costs=False, steps=question.steps, tokens=tokens
+        )
 
-        def traced(card: ModelCard, steps: int) -> Record:
-            size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
-            return self._trace(plan.techniques, card, size, count, self.confirming, costs=False, steps=steps)
-
-        period = math.lcm(*(t.period for t in plan.techniques))
-        if self.depth is not None and self.depth > max(FULL_TRACE_DEPTH, DEEP[-1] * period):
-            least = max(DEEP[0], period)  # of a shorter stack not every part of the pattern would be there
-            first = least + (self.depth - least) % period
-            depths = [first, first + period, first + 2 * period]
-            steps = 1 if self.kind is None else 2
-            with contextlib.suppress(Irregular):
-                return deepen([traced(self.job.card.shallow(d), steps) for d in depths], depths, self.depth), steps
-        return traced(self.job.card, 2), 2
+    def _standing(self, techniques: tuple[Technique, ...]) -> int:
+        """Bytes of weights and optimizer states: what a step finds before its first operation."""
+        cards, place = self._shallow(techniques)
+        found = [self._trace(techniques, card, 1, 1, self.searching, costs=False, steps=0).alive() for card in cards]
+        return found[0] + (place - SHALLOW[0]) * (found[1] - found[0]) if len(found) > 1 else found[0]
 
     def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:
         footprint = Footprint.of(self.device, estimate.peak)
@@ -178,6 +220,7 @@ class Tracer:
         *,
         costs: bool,
         steps: int = 1,
+        tokens: tuple[int, ...] | None = None,
     ) -> Record:
         train = self.job.recipe.train
 
@@ -189,7 +232,8 @@ class Tracer:
             )  # fmt: skip
 
         def batch(setup: Setup) -> list[Batch]:
-            return [self.job.task.blank_batch(card, rows, self.tokens) for _ in range(micro_batches)]
+            lengths = tokens or (self.tokens,) * micro_batches
+            return [self.job.task.blank_batch(card, rows, length) for length in lengths]
 
         return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
 

@@ -58,6 +58,10 @@ class Record:
             peaks[phase] = max(peaks[phase], int(alive[start : end + 1].max()))
         return dict(peaks)
 
+    def alive(self) -> int:
+        """Bytes that are alive at the end."""
+        return int(self.deltas().sum())
+
     def at_peak(self, sizes: NDArray[np.int64] | None = None) -> dict[str, int]:
         """Bytes by category at the first moment of the highest peak inside a named phase."""
         deltas = self.deltas(sizes)

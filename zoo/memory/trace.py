@@ -178,7 +178,8 @@ def trace(
     """What `steps` training steps allocate. The phases are those of `train_step`.
 
     With ``steps=1`` the optimizer's states are made first, by a step on empty gradients, so that the one full step
-    is a step as all but the first are. `kind` is the accelerator's in the world ``accelerator``.
+    is a step as all but the first are; with ``steps=0`` that is all. `kind` is the accelerator's in the world
+    ``accelerator``.
     """
     with without_storage(world, count_costs=count_costs, kind=kind) as (device, ledger):
 
@@ -186,7 +187,7 @@ def trace(
             setup = build(device)
             ledger.label("parameters", setup.model.parameters())
             ledger.label("buffers", setup.model.buffers())
-            if steps == 1:
+            if steps < 2:
                 _make_states(setup)
             return setup
 
