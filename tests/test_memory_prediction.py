@@ -73,7 +73,7 @@ def test_predicted_peaks_equal_measured_ones(name: str, options: dict[str, str])
     rows = (2, 4, 8, 16, 32, 48)
     traces = ((r, predicted(card, _task(name), techniques, r, LENGTH, world="meta")) for r in rows)
     # 16-bit products take up to 0.9 MB inside themselves, which no ledger sees (`SCRATCH` is what tiny ones take).
-    worth = {"bf16": 2 * WORTH, "bf16-pure": 5 * WORTH}.get(options.get("precision", ""), WORTH)
+    worth = 5 * WORTH if options.get("precision", "").startswith("bf16") else WORTH
     for enough, meta in traces:  # noqa: B007
         if with_peak(meta.peaks())["peak"] > worth:
             break
