@@ -265,9 +265,9 @@ def test_a_model_with_nothing_to_quantize_is_refused() -> None:
 
 
 @each_kind
-def test_a_recipe_has_to_name_it(kind: Technique, recipes: Recipes) -> None:
+def test_a_recipe_may_name_it_and_the_planner_tries_all_but_int8(kind: Technique, recipes: Recipes) -> None:
     job = recipes.job({"techniques": {"adapter": "lora"}})
-    assert [option.name for option in job.choices["quantization"]] == ["none"]
+    assert [option.name for option in job.choices["quantization"]] == ["none", "nf4", "nf4-double"]
     job = recipes.job({"techniques": {"adapter": "lora", "quantization": kind.name}})
     assert job.choices["quantization"] == (kind,)
 
