@@ -27,13 +27,15 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memo, "_pure", {})
 
 
-TRIED = [[o for o in options if o.automatic] for options in registry().values()]
-"""What the planner tries by itself runs in every combination, other options alone."""
+TOGETHER = ("precision", "adapter", "checkpointing")
+TRIED = [[o for o in registry()[key] if o.automatic] for key in TOGETHER]
+"""What the planner tries of these runs in every combination, all other options alone."""
 
 
 @functools.cache
 def _combinations() -> list[dict[str, Technique]]:
-    alone = [option() for options in registry().values() for option in options if not option.automatic]
+    tried = {option for options in TRIED for option in options}
+    alone = [option() for options in registry().values() for option in options[1:] if option not in tried]
     return [
         *({o.key: o() for o in options} for options in itertools.product(*TRIED)),
         *({"adapter": LoRA(), o.key: o} if o.key == "quantization" else {o.key: o} for o in alone),

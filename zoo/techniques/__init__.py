@@ -52,7 +52,7 @@ class Technique(Frozen):
     tolerance: ClassVar[float] = 0.0
     arithmetic: ClassVar[frozenset[str]] = frozenset()
     automatic: ClassVar[bool] = True
-    departure: ClassVar[int] = 0
+    departure: ClassVar[int] = 1
     affine: ClassVar[bool] = True
     passes: ClassVar[int] = 2
     freezes_trunk: ClassVar[bool] = False
