@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# Without compiling: Python compiles what is used when it is used, which for torch is a small part.
+# Without compiling: Python compiles what is used when it is used, which for torch is a small part; and keeps it, for else
+# every command would spend ten seconds on that.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Threads that wait for each other leave their core to others: several times faster on a machine that is shared.
