@@ -1,0 +1,1 @@
+"""Meteorology: weather transformers in plain PyTorch, their checkpoints, losses and scores."""
