@@ -17,6 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$(TORCH)"
 	$(INSTALL) --editable ".[biology,chemistry]"
+	$(BIN)/python -c "import peft, zoo.training.run"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
