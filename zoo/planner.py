@@ -102,9 +102,8 @@ def _reasons(chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Wor
             if (r.plan is not None or r.reason.startswith("does not fit"))
             and _beside(r.techniques, technique.key) == _beside(chosen.techniques, technique.key)
         ]
-        lines.append(
-            f"{technique.key}: {technique.describe()} ({'; '.join(others) or 'the others need other changes as well'})"
-        )
+        why = "; ".join(others) or "the others change more, or need other changes as well"
+        lines.append(f"{technique.key}: {technique.describe()} ({why})")
     if chosen.accumulation_steps > 1:
         lines.append(
             f"micro-batch: {chosen.micro_batch_size} rows, accumulated {chosen.accumulation_steps} times; "

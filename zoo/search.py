@@ -101,7 +101,7 @@ class Search:
         return [plan for answer in answers if not isinstance(answer, str) for plan in answer]
 
     def rejected(self, chosen: Plan, why_not: str | None) -> list[Rejected]:
-        """Every combination but the chosen one, with its reason; those that were not traced are one entry for a rung.
+        """Every combination but the chosen one, with its reason.
 
         `why_not` is the reason of those that fit where `chosen` does not, None where it does.
         """
@@ -115,14 +115,10 @@ class Search:
             plan = best(answer, self.limits)
             reason = self.limits.why_not(plan) or why_not or why_not_chosen(plan, chosen)
             entries.append(Rejected(combination, reason, plan))
-        for rung in self.rungs:
-            rest = [combination for combination in rung if combination not in self.answers]
-            if rest:
-                others = f" (and {len(rest) - 1} that change the same)" if len(rest) > 1 else ""
-                reason = "not tried: the smallest of its kind does not fit"
-                if departure(rung[0], self.job) > departure(chosen.techniques, self.job):
-                    reason = "not tried: changes more than is needed"
-                entries.append(Rejected(rest[0], reason + others))
+        for combination in (c for rung in self.rungs for c in rung if c not in self.answers):
+            needless = departure(combination, self.job) > departure(chosen.techniques, self.job)
+            why = "changes more than is needed" if needless else "the smallest that changes the same does not fit"
+            entries.append(Rejected(combination, f"not tried: {why}"))
         return entries
 
     def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
