@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +123,32 @@ def test_backward_passes_give_the_same_after_autograd_has_run_here() -> None:
     expected = [2.0 * i for i in range(6)]
     assert [gradient(i) for i in range(6)] == expected
     assert spread(gradient, 6) == expected
+
+
+def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
+    """However that ends: here it is killed while its processes work."""
+    script = f"""
+import os, pathlib, time
+from zoo.memory import workers
+workers._cores = lambda: 3
+def compute(i):
+    (pathlib.Path({str(tmp_path)!r}) / str(os.getpid())).touch()
+    time.sleep(60)
+with workers.Workers(compute) as pool:
+    pool.map(range(3))
+"""
+    asking = subprocess.Popen([sys.executable, "-c", script])
+    for _ in range(600):
+        if len(list(tmp_path.iterdir())) == 3:
+            break
+        time.sleep(0.05)
+    processes = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(processes) == 3
+    assert all(_runs(process) for process in processes)
+    asking.kill()
+    asking.wait()
+    for _ in range(100):
+        if not any(_runs(process) for process in processes):
+            break
+        time.sleep(0.05)
+    assert not any(_runs(process) for process in processes)

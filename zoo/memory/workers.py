@@ -6,7 +6,10 @@ forked process has everything imported from its first moment.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +50,7 @@ class Workers(Generic[Argument, Result]):
         if self._count > 1:
             _compute = self.compute  # what a forked process finds
             context = get_context("fork")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -86,6 +89,18 @@ class Workers(Generic[Argument, Result]):
 def _cores() -> int:
     """Cores that forked processes may use: on Linux, where a fork is safe enough."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+
+
+def _begin() -> None:
+    """What a forked process does first."""
+    torch.set_num_threads(1)  # the threads of the process it was forked from are not there
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive that, however that ends
+
+
+_PR_SET_PDEATHSIG = 1
+"""``linux/prctl.h``"""
 
 
 def _call(argument: Any) -> tuple[Any]:
