@@ -218,6 +218,31 @@ def test_a_wrong_technique_says_what_is_allowed(adapter: str, expected: str) -> 
     assert problems(f"{GOOD}techniques:\n  adapter: {adapter}\n") == [f"r.yaml:10 {expected}"]
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (
+            "quantization: nf4\n  adapter: full",
+            "r.yaml:10 techniques.quantization: nf4: adapter: full trains the weights",
+        ),
+        (
+            "precision: bf16-pure\n  optimizer: adafactor",
+            "r.yaml:11 techniques.optimizer: adafactor: rounds to nearest",
+        ),
+        ("optimizer: adamw-in-backward", "r.yaml:10 techniques.optimizer: adamw-in-backward: max_grad_norm is 1"),
+    ],
+)
+def test_techniques_that_exclude_each_other_are_errors_with_their_line(written: str, expected: str) -> None:
+    (found,) = problems(f"{GOOD}techniques:\n  {written}\n", "train.max_grad_norm=1.0")
+    assert found.startswith(expected)
+
+
+def test_what_the_planner_can_still_avoid_is_no_error() -> None:
+    found = job(f"{GOOD}techniques:\n  quantization: nf4\n")
+    assert [option.name for option in found.choices["quantization"]] == ["nf4"]
+    assert "full" in [option.name for option in found.choices["adapter"]]
+
+
 def test_default_targets_are_checked_where_the_option_is_named() -> None:
     text = GOOD.replace("toy_small", "toy_bare")
     reason = '"attention" is not a role of toy_bare (roles: mlp)'

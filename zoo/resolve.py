@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import itertools
 import re
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from pydantic import ConfigDict, Field, create_model
 
@@ -290,7 +293,28 @@ def _techniques(
         named = {choice: None} if isinstance(choice, str) else choice
         picked = [_option(key, name, parameters, card, problems) for name, parameters in named.items()]
         choices[key] = tuple(option for option in picked if option is not None)
+    if card is not None and all(choices.values()):
+        problems += _impossible(recipe, card, choices)
     return choices, tuple(left_out)
+
+
+def _impossible(
+    recipe: Recipe, card: ModelCard, choices: Mapping[str, tuple[Technique, ...]]
+) -> Iterable[tuple[Key, str]]:
+    """Why no combination of the choices can be, where every one says so of itself before a model is built."""
+    found: dict[tuple[Key, str], None] = {}
+    for combination in itertools.product(*choices.values()):
+        beside = SimpleNamespace(card=card, chosen=combination, max_grad_norm=recipe.train.max_grad_norm)
+        refused = []
+        for technique in combination:
+            with contextlib.suppress(AttributeError, InputError):  # it has to see the model
+                if (reason := technique.why_not(cast("Any", beside))) is not None:
+                    refused.append((("techniques", technique.key), f"{technique.name}: {reason}"))
+        if not refused:
+            return []
+        found.update(dict.fromkeys(refused))
+    named = [place for place in found if len(choices[str(place[0][1])]) == 1]
+    return named or list(found)
 
 
 def _required(option: type[Technique]) -> bool:

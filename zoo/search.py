@@ -17,7 +17,6 @@ from zoo.memory.ledger import Record
 from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected
 from zoo.resolve import Job
-from zoo.step import describe
 from zoo.techniques import Technique, registry
 from zoo.tracer import Answer, Question, Standing, Tracer
 from zoo.units import format_bytes
@@ -85,7 +84,7 @@ class Search:
             self._trace(hopeless)
         plans = self.plans()
         if not plans:
-            raise InputError([f"{' '.join(describe(t).values())}: {reason}" for t, reason in self.answers.items()])
+            raise InputError(dict.fromkeys(str(reason) for reason in self.answers.values()))
         rung = next(r for r in self.rungs if min(plans, key=_needs).techniques in r)
         self._trace(rung)
         plans = sorted(self.plans(), key=_needs)

@@ -106,6 +106,8 @@ class LoRA(Technique):
             wrapped = peft.get_peft_model(setup.model, config, low_cpu_mem_usage=True, autocast_adapter_dtype=False)
             match_dtypes(wrapped)
         _check(peft, wrapped, linear, heads)
+        for adapter in wrapped.peft_config.values():  # PEFT makes a set of them, and would save it in any order
+            adapter.target_modules = sorted(adapter.target_modules)
         for module in wrapped.modules():
             if isinstance(module, peft.utils.ModulesToSaveWrapper):  # trains a copy, of the same published values
                 copied = module.modules_to_save["default"]
