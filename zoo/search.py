@@ -17,7 +17,7 @@ from zoo.memory.ledger import Record
 from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected
 from zoo.resolve import Job
-from zoo.techniques import Technique, registry
+from zoo.techniques import BEFORE_FORWARD, BEFORE_OPTIMIZER, Technique, registry
 from zoo.tracer import Answer, Question, Standing, Tracer
 from zoo.units import format_bytes
 
@@ -124,7 +124,12 @@ class Search:
         """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
-            for combination, bytes_ in zip(new, self.workers.map([Standing(c) for c in new]), strict=True):
+            # What is done to a forward pass holds no weights and no states.
+            alike = {c: tuple(t for t in c if not BEFORE_FORWARD <= t.stage < BEFORE_OPTIMIZER) for c in new}
+            asked = list({alike[c]: Standing(c) for c in new}.items())
+            known = dict(zip([key for key, _ in asked], self.workers.map([a for _, a in asked]), strict=True))
+            for combination in new:
+                bytes_ = known[alike[combination]]
                 if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
                     self.standing[combination] = bytes_
                     self.answers[combination] = (

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BEFORE_LOADING = 100
 """Techniques of a lower `stage` see the storage-free model, before its weights exist; the others the loaded one."""
+BEFORE_FORWARD, BEFORE_OPTIMIZER = 200, 300
+"""Those between change how a forward or backward pass is done, and neither weights nor what an optimizer keeps."""
 
 
 class Technique(Frozen):
