@@ -75,9 +75,7 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
     """A ledger under which autograd sums gradients as it does where nobody is watching."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
-            func = torch.ops.aten.add_.Tensor
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return super().__torch_dispatch__(as_autograd_does(func, args, kwargs), types, args, kwargs)
 
 
 class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
@@ -92,8 +90,7 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
             return value.item()
-        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
-            func = torch.ops.aten.add_.Tensor
+        func = as_autograd_does(func, args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
         if func._schema.name in accelerator.PRODUCTS and args[0].device.type == "meta":
@@ -118,7 +115,13 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         self.record.events.append(EMPTY_CACHE)
 
 
-def sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
+def as_autograd_does(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation that would run were no mode watching: autograd sums gradients in place where it may."""
+    in_place = func is torch.ops.aten.add.Tensor and _sums_gradients_in_place(args, kwargs)
+    return torch.ops.aten.add_.Tensor if in_place else func
+
+
+def _sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
     """Whether autograd, summing gradients of one tensor, would write into the first, were nobody watching.
 
     ``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``: it does where nothing else holds the gradient,

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.domain import Batch
 from zoo.memory.leaves import tensors_in
-from zoo.memory.trace import sums_gradients_in_place
+from zoo.memory.trace import as_autograd_does
 from zoo.step import Setup, StepResult, train_step
+from zoo.training.state import random_state, set_random_state
 from zoo.units import format_bytes
 
 
@@ -43,9 +44,7 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.add.Tensor and sums_gradients_in_place(args, kwargs):
-            func = torch.ops.aten.add_.Tensor
-        out = func(*args, **(kwargs or {}))
+        out = as_autograd_does(func, args, kwargs)(*args, **(kwargs or {}))
         for tensor in tensors_in(out):
             self._see(tensor)
         if self.alive > self.limit:
@@ -79,7 +78,7 @@ def attempt(setup: Setup, batch: Sequence[Batch], limit: int | None) -> StepResu
 
     With `limit` (bytes) the device is a CPU that must not hold more.
     """
-    numbers = _random_state()
+    numbers = random_state()
     versions = _versions(setup)
     outer, now = setup.phase, "forward"
 
@@ -108,7 +107,7 @@ def attempt(setup: Setup, batch: Sequence[Batch], limit: int | None) -> StepResu
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()
     changed = now == "optimizer" or _versions(setup) != versions
-    _set_random_state(numbers)
+    set_random_state(numbers)
     return RanOut(now, said, changed)
 
 
@@ -124,13 +123,3 @@ def _held(setup: Setup, batch: Sequence[Batch]) -> list[torch.Tensor]:
 def _versions(setup: Setup) -> list[int]:
     """Counts of the changes in place that each trained parameter has seen."""
     return [parameter._version for parameter in setup.trainable().values()]
-
-
-def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])

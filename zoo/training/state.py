@@ -42,6 +42,21 @@ def trained_tensors(setup: Setup) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def random_state() -> dict[str, Any]:
+    """Where the random numbers of every device are."""
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Bring the random numbers to where `random_state` found them."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
 def save(path: Path, setup: Setup, progress: Progress) -> None:
     """One file with everything, put in place whole or not at all."""
     assert setup.optimizer is not None
@@ -49,10 +64,7 @@ def save(path: Path, setup: Setup, progress: Progress) -> None:
         "tensors": trained_tensors(setup),
         "optimizer": setup.optimizer.state_dict(),
         "progress": asdict(progress),
-        "rng": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "rng": random_state(),
     }
     write_atomically(path, lambda partial: torch.save(content, partial))
 
@@ -74,9 +86,7 @@ def restore(path: Path, setup: Setup) -> Progress:
     content = _read(path, setup.device)
     restore_tensors(setup, content["tensors"], path)
     setup.optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["rng"]["cpu"].cpu())
-    if content["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in content["rng"]["cuda"]])
+    set_random_state(content["rng"])
     return Progress(**content["progress"])
 
 
