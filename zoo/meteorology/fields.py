@@ -1,0 +1,250 @@
+"""Fields of opened files as arrays: chosen by name, in the table's units, in the orientation that a model wants.
+
+Legend of shapes: `T` times, `V` fields, `H` x `W` grid points (latitude x longitude).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zoo.errors import InputError, unknown
+from zoo.meteorology.blocks import Block, BlockCache, Handles, Part
+from zoo.meteorology.grids import Grid, Layout
+from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.times import TimeAxis
+
+Floats = npt.NDArray[np.float32]
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Files that hold the same fields at different times: for each of T times its file and the index in it."""
+
+    parts: tuple[tuple[Part, ...], ...]
+    piece: npt.NDArray[np.int64]
+    local: npt.NDArray[np.int64]
+
+
+class Fields:
+    """One series of states: `names` (V) at the times of `axis` (T) on `grid` (H W), read when they are asked for.
+
+    `units` are those of the table of names, `file_units` those of the files. `label` names the series in errors and
+    reports. Can be pickled and used after a fork: files are opened anew in each process, and blocks that were read
+    are not taken along. At most `cache_bytes` of them are kept. Made by `zoo.meteorology.source.open_fields`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        axis: TimeAxis,
+        layout: Layout,
+        groups: Sequence[Group],
+        constants: Mapping[int, Part | None],
+        handles: Handles,
+        *,
+        label: str,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.names = tuple(names)
+        self.axis = axis
+        self.label = label
+        self.layout = layout
+        self._groups = tuple(groups)
+        self._constant_parts = dict(constants)
+        self._handles = handles
+        self._cache = BlockCache(cache_bytes)
+        self._constants: dict[int, Floats] = {}
+
+    def __len__(self) -> int:
+        return len(self.axis)
+
+    def __repr__(self) -> str:
+        return f"<{self.label}: {len(self.names)} fields, {len(self)} times, {self.grid}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_cache": BlockCache(self._cache.limit_bytes)}
+        return state | {"_constants": {}}
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of what is read."""
+        return self.layout.grid
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one state: V, H and W."""
+        return len(self.names), *self.grid.shape
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Files that states are read from."""
+        parts = [part for group in self._groups for piece in group.parts for part in piece]
+        parts += [part for part in self._constant_parts.values() if part is not None]
+        return tuple(dict.fromkeys(part.path for part in parts))
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Names of the fields that do not depend on time."""
+        return tuple(self.names[place] for place in sorted(self._constant_parts))
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each field as it is read; empty where neither the table nor the file knows one."""
+        own = self._units(lambda part: part.stored.unit)
+        known = {name: variable_named(parse_field(name)[0]) for name in self.names}
+        return {name: variable.unit if variable else own[name] for name, variable in known.items()}
+
+    @property
+    def file_units(self) -> dict[str, str]:
+        """Unit of each field as it is stored (of the first file that has it)."""
+        return self._units(lambda part: part.stored.unit)
+
+    def _units(self, of: Any) -> dict[str, str]:
+        found = dict.fromkeys(self.names, "")
+        for place, part in self._first_parts().items():
+            found[self.names[place]] = of(part) or ""
+        return found
+
+    def _first_parts(self) -> dict[int, Part]:
+        parts = [part for group in self._groups for part in group.parts[0]]
+        parts += [part for part in self._constant_parts.values() if part is not None]
+        return {place: part for part in parts for place in part.places}
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Where fields are among `names`. Raises `InputError` for one that is not."""
+        problems = [unknown(self.label, "field of this selection", n, self.names) for n in names if n not in self.names]
+        if problems:
+            raise InputError(problems)
+        return [self.names.index(name) for name in names]
+
+    def read(
+        self,
+        times: int | slice | Sequence[int] | npt.NDArray[Any],
+        names: Sequence[str] | None = None,
+        *,
+        nan: str = "error",
+    ) -> Floats:
+        """States by index of time: (V H W) of one, (T V H W) of several, float32, in the table's units.
+
+        `names` chooses and orders fields (None: all). Raises `InputError` where a value is not finite, unless `nan`
+        is ``allow``, for a name that is not among the fields and for an index that is beyond the times.
+        """
+        chosen = list(range(len(self.names))) if names is None else self.places(names)
+        if isinstance(times, int | np.integer):
+            return self._state(self._index(int(times)), chosen, nan)
+        indices = range(len(self))[times] if isinstance(times, slice) else [int(t) for t in times]
+        found = np.empty((len(indices), len(chosen), *self.grid.shape), dtype=np.float32)
+        for i, index in enumerate(indices):
+            self._state(self._index(index), chosen, nan, out=found[i])
+        return found
+
+    def _index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise InputError(f"{self.label}: no time {index}; there are {len(self)} times, counted from 0")
+        return index % len(self)
+
+    def _state(self, index: int, chosen: Sequence[int], nan: str, out: Floats | None = None) -> Floats:
+        state = np.empty((len(chosen), *self.grid.shape), dtype=np.float32) if out is None else out
+        wanted = {place: i for i, place in enumerate(chosen)}
+        broken: list[str] = []
+        for number, group in enumerate(self._groups):
+            piece, local = int(group.piece[index]), int(group.local[index])
+            for part in group.parts[piece]:
+                if wanted.keys().isdisjoint(part.places):
+                    continue
+                block, start = self._block(number, part, local)
+                values, finite = block.values[local - start], block.finite[local - start]
+                if len(part.places) == len(chosen) and list(part.places) == list(chosen):
+                    state[...] = values
+                else:
+                    for k, place in enumerate(part.places):
+                        if place in wanted:
+                            state[wanted[place]] = values[k]
+                broken += [self.names[p] for k, p in enumerate(part.places) if p in wanted and not finite[k]]
+        for place in self._constant_parts:
+            if place in wanted:
+                state[wanted[place]] = self._constant(place)
+        if broken and nan != "allow":
+            count = {n: int((~np.isfinite(state[chosen.index(self.names.index(n))])).sum()) for n in broken}
+            raise InputError(
+                f"{self.label}: at {self.axis.label(index)} values are missing or not finite: "
+                f"{', '.join(f'{name} ({n} of {state[0].size} points)' for name, n in count.items())}; "
+                "mend the data, or set unreadable: skip to leave such times out"
+            )
+        return state
+
+    def _block(self, group: int, part: Part, local: int) -> tuple[Block, int]:
+        """The block that holds a time of a part, and the time that it begins with."""
+        length = part.block_length()
+        start = local - local % length
+        key = (group, part.path, part.stored.variable, part.places, start)
+        block = self._cache.get(key)
+        if block is None:
+            values = part.read(self._handles, start, min(start + length, part.times))
+            # a sum is finite only where every value is, and ten times cheaper than looking at each
+            with np.errstate(invalid="ignore", over="ignore"):
+                finite = np.isfinite(values.sum(axis=(2, 3), dtype=np.float64))
+            block = Block(values, finite)
+            self._cache.put(key, block)
+        return block, start
+
+    def _constant(self, place: int) -> Floats:
+        if place not in self._constants:
+            part = self._constant_parts[place]
+            if part is None:  # of the grid itself
+                rows = np.array(self.grid.latitudes, dtype=np.float32)
+                self._constants[place] = np.broadcast_to(rows[:, None], self.grid.shape)
+            else:
+                block = part.read(self._handles, 0, 1)[0]
+                self._constants.update({p: block[k] for k, p in enumerate(part.places)})
+            if not np.isfinite(self._constants[place]).all():
+                raise InputError(f"{self.label}: {self.names[place]} has missing values, and it is used at every time")
+        return self._constants[place]
+
+    def broken_fields(self, index: int) -> list[str]:
+        """Names of the fields with a value that is missing or not finite at a time."""
+        state = self.read(index, nan="allow")
+        return [name for name, values in zip(self.names, state, strict=True) if not np.isfinite(values).all()]
+
+    def unreadable(self) -> dict[int, str]:
+        """Reads everything once: index -> reason, for each time with values that are missing or cannot be read."""
+        found = {}
+        for index in range(len(self)):
+            try:
+                broken = self.broken_fields(index)
+            except (OSError, RuntimeError, ValueError) as error:
+                found[index] = f"{self.axis.label(index)}: cannot be read ({next(iter(str(error).splitlines()), '')})"
+                continue
+            if broken:
+                found[index] = f"{self.axis.label(index)}: values missing or not finite in {', '.join(broken)}"
+        return found
+
+    def restore(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Arrays (... H W) as this class delivers them, in the orientation of the file (`layout.back_grid`)."""
+        return self.layout.back(values)
+
+    def to_file_units(self, values: npt.NDArray[Any], names: Sequence[str] | None = None) -> npt.NDArray[Any]:
+        """Arrays (... V H W) in the table's units, in the units of the files."""
+        chosen = self.places(self.names if names is None else names)
+        parts = self._first_parts()
+        pairs = [(parts[p].scale, parts[p].offset) if p in parts else (1.0, 0.0) for p in chosen]
+        scale, offset = (np.array(column, dtype=np.float64)[:, None, None] for column in zip(*pairs, strict=True))
+        converted: npt.NDArray[Any] = ((values - offset) / scale).astype(values.dtype)
+        return converted
+
+    def close(self) -> None:
+        """Close files and let go of what was read; reading opens them again."""
+        self._cache.clear()
+        self._handles.close()
+
+    @property
+    def notes(self) -> Counter[str]:
+        """What was left out or is missing in the times."""
+        return self.axis.notes
