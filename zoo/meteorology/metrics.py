@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.meteorology.scores import latitude_weights
 
 
 def cosine_weights(latitudes_degrees: Tensor | Sequence[float]) -> Tensor:
@@ -18,13 +19,8 @@ def cosine_weights(latitudes_degrees: Tensor | Sequence[float]) -> Tensor:
 
     Raises `InputError` for latitudes outside of -90 to 90, for none at all, and where all of them are poles.
     """
-    degrees = torch.as_tensor(latitudes_degrees, dtype=torch.float64)
-    if degrees.ndim != 1 or not len(degrees) or not bool((degrees.abs() <= 90).all()):
-        raise InputError("latitudes: expected a list of degrees from -90 to 90; give the grid's latitude coordinate")
-    cosine = torch.deg2rad(degrees).cos()
-    if float(cosine.mean()) < 1e-12:
-        raise InputError("latitudes: all of them are poles, where cells have no area; give the whole grid's")
-    return cosine / cosine.mean()
+    degrees = latitudes_degrees.tolist() if isinstance(latitudes_degrees, Tensor) else latitudes_degrees
+    return torch.from_numpy(latitude_weights(degrees, "cosine"))
 
 
 def weighted_mse(prediction: Tensor, truth: Tensor, latitudes_degrees: Tensor | Sequence[float]) -> Tensor:
