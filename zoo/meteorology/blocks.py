@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 _SMALLEST_READ = 2**20
 """Bytes of consecutive states that are read at once where the file does not say how they lie together."""
+_READ_AHEAD = 2**22
 _LARGEST_READ = 2**26
 """Bytes that are read at once at most, even where more of them are stored as one chunk."""
 
@@ -40,6 +41,10 @@ class Handles:
         if path not in self._open:
             self._open[path] = open_dataset(path, self.storage.get(path))
         return self._open[path]
+
+    def variable(self, path: str, name: str) -> Any:
+        """A variable of an open file, without the coordinates that a dataset would put around it each time."""
+        return self.get(path).variables[name]
 
     def close(self) -> None:
         """Close what this process has opened; what is asked for afterwards is opened anew."""
@@ -69,17 +74,26 @@ class Part:
     member: int | None
     times: int
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from other parts."""
+        return self.path, self.stored.variable, self.places
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one time."""
+        height, width = self.layout.grid.shape
+        return max(len(self.levels), 1) * height * width * max(self.stored.itemsize, 4)
+
     def block_length(self) -> int:
         """How many times are read at once: those of a chunk up to 64 MiB, or about a MiB where nothing is chunked."""
         chunk = self.stored.chunk("time")
-        height, width = self.layout.grid.shape
-        state = max(len(self.levels), 1) * height * width * self.stored.itemsize
-        most = max((_LARGEST_READ if chunk else _SMALLEST_READ) // state, 1)
+        most = max((_LARGEST_READ if chunk else _SMALLEST_READ) // self.state_bytes, 1)
         return min(chunk or most, most, max(self.times, 1))
 
     def read(self, handles: Handles, start: int, stop: int) -> Floats:
         """Times `start` to `stop` of the file: (T K H W) in the table's unit and the order that is delivered."""
-        variable = handles.get(self.path)[self.stored.variable].variable
+        variable = handles.variable(self.path, self.stored.variable)
         runs = _runs(self.levels, self.stored.chunk("level")) if "level" in self.stored.kinds else [(0, [0])]
         found = [self._read(variable, start, stop, level, take) for level, take in runs]
         block = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
@@ -126,10 +140,62 @@ def _runs(levels: Sequence[int], chunk: int) -> list[tuple[slice | int, list[int
 
 @dataclass
 class Block:
-    """Consecutive states of a part, and which fields of which are finite (T K)."""
+    """Consecutive states of a part from time `start` on, and which fields of which are finite (T K)."""
 
+    start: int
     values: Floats
     finite: npt.NDArray[np.bool_]
+
+
+class Reader:
+    """Blocks of parts on demand, and ahead of it where times are asked for one after the other."""
+
+    def __init__(self, handles: Handles, cache_bytes: int) -> None:
+        self.handles = handles
+        self.cache = BlockCache(cache_bytes)
+        self._next: dict[Any, tuple[int, int]] = {}
+
+    def block(self, part: Part, time: int) -> Block:
+        """The block that holds a time of a part's file.
+
+        Several blocks are read at once where the one before was asked for last: twice as many each time, up to
+        4 MiB, because small reads cost more than their bytes.
+        """
+        length = part.block_length()
+        start = time - time % length
+        key = part.key
+        found = self.cache.get((key, start))
+        expected, ahead = self._next.get(key, (-1, 1))
+        if found is None:
+            most = max(_READ_AHEAD // (length * part.state_bytes), 1)
+            ahead = min(2 * ahead, most) if start == expected else 1
+            self._read(part, start, length, min(ahead, -(-(part.times - start) // length)))
+            found = self.cache.get((key, start))
+            assert found is not None  # it was put there just now, and is the most recent one
+            self._next[key] = (start + ahead * length, ahead)
+        return found
+
+    def _read(self, part: Part, start: int, length: int, count: int) -> None:
+        stop = min(start + count * length, part.times)
+        values = part.read(self.handles, start, stop)
+        # a sum is finite only where every value is, and much cheaper than looking at each
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(values.reshape(*values.shape[:2], -1).sum(axis=-1))
+        for first in reversed(range(0, stop - start, length)):  # the one asked for is the most recent in the end
+            of_block = slice(first, first + length)
+            self.cache.put((part.key, start + first), Block(start + first, values[of_block], finite[of_block]))
+
+    def forget(self) -> None:
+        """Let go of what was read, and close files."""
+        self.cache.clear()
+        self._next = {}
+        self.handles.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"handles": self.handles, "cache_bytes": self.cache.limit_bytes}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import InputError, unknown
-from zoo.meteorology.blocks import Block, BlockCache, Handles, Part
+from zoo.meteorology.blocks import Handles, Part, Reader
 from zoo.meteorology.grids import Grid, Layout
 from zoo.meteorology.names import parse_field, variable_named
 from zoo.meteorology.times import TimeAxis
@@ -58,8 +58,7 @@ class Fields:
         self.layout = layout
         self._groups = tuple(groups)
         self._constant_parts = dict(constants)
-        self._handles = handles
-        self._cache = BlockCache(cache_bytes)
+        self._reader = Reader(handles, cache_bytes)
         self._constants: dict[int, Floats] = {}
 
     def __len__(self) -> int:
@@ -69,8 +68,7 @@ class Fields:
         return f"<{self.label}: {len(self.names)} fields, {len(self)} times, {self.grid}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_cache": BlockCache(self._cache.limit_bytes)}
-        return state | {"_constants": {}}
+        return self.__dict__ | {"_constants": {}}
 
     @property
     def grid(self) -> Grid:
@@ -154,13 +152,13 @@ class Fields:
         state = np.empty((len(chosen), *self.grid.shape), dtype=np.float32) if out is None else out
         wanted = {place: i for i, place in enumerate(chosen)}
         broken: list[str] = []
-        for number, group in enumerate(self._groups):
+        for group in self._groups:
             piece, local = int(group.piece[index]), int(group.local[index])
             for part in group.parts[piece]:
                 if wanted.keys().isdisjoint(part.places):
                     continue
-                block, start = self._block(number, part, local)
-                values, finite = block.values[local - start], block.finite[local - start]
+                block = self._reader.block(part, local)
+                values, finite = block.values[local - block.start], block.finite[local - block.start]
                 if len(part.places) == len(chosen) and list(part.places) == list(chosen):
                     state[...] = values
                 else:
@@ -180,21 +178,6 @@ class Fields:
             )
         return state
 
-    def _block(self, group: int, part: Part, local: int) -> tuple[Block, int]:
-        """The block that holds a time of a part, and the time that it begins with."""
-        length = part.block_length()
-        start = local - local % length
-        key = (group, part.path, part.stored.variable, part.places, start)
-        block = self._cache.get(key)
-        if block is None:
-            values = part.read(self._handles, start, min(start + length, part.times))
-            # a sum is finite only where every value is, and ten times cheaper than looking at each
-            with np.errstate(invalid="ignore", over="ignore"):
-                finite = np.isfinite(values.sum(axis=(2, 3), dtype=np.float64))
-            block = Block(values, finite)
-            self._cache.put(key, block)
-        return block, start
-
     def _constant(self, place: int) -> Floats:
         if place not in self._constants:
             part = self._constant_parts[place]
@@ -202,7 +185,7 @@ class Fields:
                 rows = np.array(self.grid.latitudes, dtype=np.float32)
                 self._constants[place] = np.broadcast_to(rows[:, None], self.grid.shape)
             else:
-                block = part.read(self._handles, 0, 1)[0]
+                block = part.read(self._reader.handles, 0, 1)[0]
                 self._constants.update({p: block[k] for k, p in enumerate(part.places)})
             if not np.isfinite(self._constants[place]).all():
                 raise InputError(f"{self.label}: {self.names[place]} has missing values, and it is used at every time")
@@ -241,8 +224,7 @@ class Fields:
 
     def close(self) -> None:
         """Close files and let go of what was read; reading opens them again."""
-        self._cache.clear()
-        self._handles.close()
+        self._reader.forget()
 
     @property
     def notes(self) -> Counter[str]:
