@@ -28,13 +28,16 @@ from zoo.techniques import Technique, registry
 from zoo.techniques.adapter import HeadOnly, LoRA
 from zoo.techniques.checkpointing import BlockCheckpointing
 from zoo.techniques.loss import ChunkedLoss
+from zoo.techniques.offload import Activations, Weights
 from zoo.techniques.optimizer import MasterWeights
 from zoo.techniques.precision import BF16, FP32
 from zoo.training.export import save_model
 from zoo.training.values import loader_of
 from zoo.weights import fetch
 
-EXAMPLES: dict[type[Technique], dict[str, Any]] = {ChunkedLoss: {"chunk": 7}}
+EXAMPLES: dict[type[Technique], dict[str, Any]] = {
+    ChunkedLoss: {"chunk": 7}, Activations: {"smallest": 1}, Weights: {"smallest": 1},
+}  # fmt: skip
 """Parameters of options that cannot do without, or that do nothing to so small a batch."""
 OPTIONS = [(key, option) for key, options in registry().items() for option in options]
 LENGTHS = (17, 9, 30, 12)
@@ -106,6 +109,10 @@ def test_bitwise_options_train_to_the_same_bits(
 ) -> None:
     card = small(name, dropout=0.1)
     plain = {k: t for k, t in (("adapter", adapter), ("precision", precision)) if k != option.key}
+    if option is Weights and not adapter.freezes_trunk:
+        with pytest.raises(InputError, match="offload: weights: adapter: full trains the weights"):
+            _three_steps(card, defaults(**{**plain, option.key: _made(option)}))
+        return
     without = _three_steps(card, defaults(**plain))
     with_ = _three_steps(card, defaults(**{**plain, option.key: _made(option)}))
     assert len(without.losses) == 3

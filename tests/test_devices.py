@@ -166,7 +166,7 @@ def test_measured_memory_is_told_from_nominal() -> None:
 
 def test_rates_use_bf16_where_there_is_one_else_fp16() -> None:
     a100, t4 = find("a100"), find("t4")
-    assert a100.rates_for() == Rates(19.5e12, 312e12, 2039e9, a100.launch_seconds)
+    assert a100.rates_for() == Rates(19.5e12, 312e12, 2039e9, a100.launch_seconds, a100.host_link)
     assert t4.bf16 is None
     assert t4.rates_for().half == pytest.approx(65e12)
 

@@ -48,18 +48,19 @@ ROOMS = (
     Room(0, FACTS, FACTS, ()),
     Room(1, SHAPES, (*FACTS, *SHAPES), ("pydantic", "yaml")),
     Room(2, ("zoo.techniques",), ("zoo.errors", "zoo.card"), ()),
-    Room(2, ("zoo.step",), ("zoo.errors", "zoo.card", "zoo.domain", "zoo.techniques"), ("torch",)),
+    Room(2, ("zoo.host",), (), ("torch",)),
+    Room(2, ("zoo.step",), ("zoo.errors", "zoo.card", "zoo.domain", "zoo.host", "zoo.techniques"), ("torch",)),
     Room(2, DATA, (*FACTS, "zoo.card", "zoo.domain", *DATA), ("numpy", "pandas", "pyarrow")),
     Room(
         2, TASKS, (*FACTS, "zoo.card", "zoo.domain", *DATA, *TASKS),
         ("numpy", "pandas", "scipy", "sklearn", "torch"),
     ),
     Room(
-        3, (TECHNIQUES,), (*FACTS, "zoo.card", "zoo.techniques", "zoo.techniques._*", "zoo.step"),
+        3, (TECHNIQUES,), (*FACTS, "zoo.card", "zoo.host", "zoo.techniques", "zoo.techniques._*", "zoo.step"),
         ("pydantic", "torch", "peft", "bitsandbytes"),
     ),
     Room(
-        3, MEMORY, (*FACTS, "zoo.card", "zoo.domain", "zoo.strict_yaml", "zoo.step", *MEMORY),
+        3, MEMORY, (*FACTS, "zoo.card", "zoo.domain", "zoo.strict_yaml", "zoo.host", "zoo.step", *MEMORY),
         ("numpy", "psutil", "pydantic", "torch"),
     ),
     Room(

@@ -17,6 +17,7 @@ from zoo.tasks.sequence import SequenceTask
 from zoo.techniques import registry
 from zoo.techniques.adapter import LoRA
 from zoo.techniques.loss import ChunkedLoss
+from zoo.techniques.offload import Weights
 from zoo.training.meter import CpuMeter, with_peak
 from zoo.training.values import loader_of
 from zoo.units import MIB
@@ -51,12 +52,15 @@ def _task(name: str) -> SequenceTask:
     return task_of(kind, changed(find_model(name), **config))
 
 
-NEEDS = {"quantization": {"adapter": LoRA}}
-"""What options of a key cannot do without."""
+NEEDS = {"quantization": {"adapter": LoRA}, Weights: {"adapter": LoRA}}
+"""What options, or all but the default of a key, cannot do without."""
 OTHERS = {key: [o for o in options[1:] if o.automatic] for key, options in registry().items()}
 ALONE = [{o.key: o} for options in registry().values() for o in options[1:]]
 PAIRS = [{a.key: a, b.key: b} for x, y in itertools.combinations(OTHERS, 2) for a in OTHERS[x] for b in OTHERS[y]]
-CHOSEN = [{**next((NEEDS[key] for key in chosen if key in NEEDS), {}), **chosen} for chosen in ({}, *ALONE, *PAIRS)]
+CHOSEN = [
+    {**next((NEEDS[what] for item in chosen.items() for what in item if what in NEEDS), {}), **chosen}
+    for chosen in ({}, *ALONE, *PAIRS)
+]
 """Every option alone, and every pair of those that the planner tries by itself."""
 COMBINATIONS = [
     pytest.param(name, {k: o.name for k, o in chosen.items()}, id="-".join([name, *(o.name for o in chosen.values())]))

@@ -103,6 +103,7 @@ class Plan:
             "peak_by_phase": {phase: self.estimate.peak_by_phase.get(phase, 0) for phase in PHASES},
             "peak_by_category": self.estimate.peak_by_category,
             "host_bytes": self.host_bytes,
+            "host_by_category": self.estimate.host_by_category,
             "step_seconds": self.estimate.seconds,
             "tokens_per_row": self.tokens,
         }

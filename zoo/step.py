@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from zoo.card import ModelCard, load_ref
 from zoo.domain import Batch, Task
 from zoo.errors import InputError
+from zoo.host import Host
 from zoo.techniques import BEFORE_LOADING, Technique
 
 PHASES = ("forward", "backward", "optimizer")
@@ -74,7 +75,8 @@ class Setup:
     `reference` maps a parameter to its fp32 value in the checkpoint while building, so that master weights
     start from what was published and not from its bf16 rounding. `chosen` are the techniques that will be applied, for
     one to say `why_not` beside another; `last_micro_batch` is whether the gradients of the update in progress are
-    complete when the present backward pass is over.
+    complete when the present backward pass is over. `kept_on_host` are parameters of the model that lie in the host's
+    memory and not on `device`, once there is memory for them; `steps_on_host` is whether the optimizer does.
     """
 
     card: ModelCard
@@ -88,6 +90,7 @@ class Setup:
     micro_batch_size: int = 1
     master_weights: bool = False
     stochastic_rounding: bool = False
+    steps_on_host: bool = False
     last_micro_batch: bool = True
     optimizer: StepOptimizer | None = None
     world: World = field(default_factory=Alone)
@@ -95,7 +98,13 @@ class Setup:
     chosen: tuple[Technique, ...] = ()
     applied: tuple[Technique, ...] = ()
     reference: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
+    kept_on_host: set[nn.Parameter] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def host(self) -> Host:
+        """The memory of the host beside `device`."""
+        return Host(self.device)
 
     @property
     def base(self) -> nn.Module:
@@ -174,12 +183,13 @@ def build(
             technique.apply(setup)
     on_host = any(t.loads_on_host for t in ordered)
     if load is not None or not on_host:
-        materialise(setup.model, torch.device("cpu") if on_host else device)
+        materialise(setup.model, torch.device("cpu") if on_host else device, on_host=setup.kept_on_host)
     if load is not None:
         load(setup)
     for technique in (t for t in ordered if t.stage >= BEFORE_LOADING):
         technique.apply(setup)
     setup.reference.clear()
+    setup.kept_on_host.clear()
     setup.applied = tuple(ordered)
     return setup
 
@@ -191,10 +201,17 @@ def storage_free() -> Iterator[None]:
         yield
 
 
-def materialise(model: nn.Module, device: torch.device, *, keep: Container[torch.Tensor] = ()) -> None:
+def materialise(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    keep: Container[torch.Tensor] = (),
+    on_host: Container[torch.Tensor] = (),
+) -> None:
     """Replace every storage-free parameter and buffer, but those in `keep`, by an empty one on `device`, keeping ties.
 
-    Where `device` is storage-free itself, only `keep` tells what is there already from what is to come.
+    Those in `on_host` come to lie in the host's memory beside it. Where `device` is storage-free itself, only `keep`
+    tells what is there already from what is to come.
     """
     made: dict[torch.Tensor, torch.Tensor] = {}
     for module in model.modules():
@@ -203,7 +220,11 @@ def materialise(model: nn.Module, device: torch.device, *, keep: Container[torch
                 if old is None or old.device.type != "meta" or old in keep:
                     continue
                 if old not in made:
-                    new: torch.Tensor = torch.empty(old.shape, dtype=old.dtype, device=device)
+                    new: torch.Tensor = (
+                        Host(device).empty(old.shape, old.dtype)
+                        if old in on_host
+                        else torch.empty(old.shape, dtype=old.dtype, device=device)
+                    )
                     if isinstance(old, nn.Parameter):
                         new = nn.Parameter(new, requires_grad=old.requires_grad)
                     made[old] = new

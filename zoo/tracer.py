@@ -12,7 +12,7 @@ from zoo.card import ModelCard, load_ref
 from zoo.domain import Batch
 from zoo.errors import InputError
 from zoo.memory.accelerator import Kind
-from zoo.memory.allocator import replay
+from zoo.memory.allocator import on_host, replay
 from zoo.memory.depth import SHALLOW as DEEP
 from zoo.memory.depth import deepen
 from zoo.memory.ledger import OUTSIDE, Record
@@ -85,6 +85,8 @@ class Tracer:
         free = [t for t in techniques if len(self.job.choices[t.key]) > 1]
         if lacking := {f for t in free for f in t.arithmetic - self.device.arithmetic}:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
+        if self.kind is None and (moved := [t for t in free if t.moves_to_host]):
+            return f"{moved[0].key} gains nothing: on a CPU, host and device are the same memory"
         try:
             return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
         except InputError as error:
@@ -137,7 +139,7 @@ class Tracer:
             played = replay(record)
             phases = {name: peak for name, peak in played.phases.items() if name != OUTSIDE}
             allocated = {name: peak.allocated for name, peak in phases.items()}
-            estimate = Estimate(allocated, dict(played.categories), plan.estimate.seconds)
+            estimate = Estimate(allocated, dict(played.categories), plan.estimate.seconds, on_host(record))
             reserved = max(peak.reserved for peak in played.phases.values())
             footprint = Footprint.of(self.device, estimate.peak, reserved)
         return replace(plan, estimate=estimate, footprint=footprint, host_bytes=self._host(estimate), confirmed=True)
@@ -163,7 +165,8 @@ class Tracer:
         return Plan(techniques, size, count, estimate, footprint, self._host(estimate), self.tokens)
 
     def _host(self, estimate: Estimate) -> int:
-        return estimate.peak if self.kind is None else 0
+        """On the CPU, device and host are one; beside an accelerator only what techniques put there is counted."""
+        return estimate.peak if self.kind is None else sum(estimate.host_by_category.values())
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
         try:

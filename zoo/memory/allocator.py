@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zoo.errors import DoesNotFit
+from zoo.host import PINNED
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.units import MIB, format_bytes
 
@@ -202,6 +203,40 @@ class CachingAllocator:
 
 def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
+
+
+def on_host(record: Record) -> dict[str, int]:
+    """Most bytes that the host holds beside the device of a trace, by category; ``cached`` is page-locked and unused.
+
+    Page-locked memory comes in powers of two and is never given back (``at/core/CachingHostAllocator.h``,
+    ``allocate``); a freed block is used again for the next of its size. Other memory is counted as it is.
+    """
+    beside = record.beside()
+    if not beside.any():
+        return {}
+    free: dict[int, int] = defaultdict(int)
+    held: dict[str, int] = defaultdict(int)
+    most: dict[str, int] = {}
+    taken = highest = 0
+    for event in record.events:
+        index = abs(event) - 1
+        if not event or not beside[index] or not record.sizes[index]:
+            continue
+        size, label, pinned = record.sizes[index], record.labels.get(index, "other"), record.devices[index] == PINNED
+        if pinned:
+            size = 1 << (size - 1).bit_length()
+        held[label] += size if event > 0 else -size
+        if pinned and event < 0:
+            free[size] += 1
+            continue
+        if pinned and free[size]:
+            free[size] -= 1
+            continue
+        taken += size if event > 0 else -size
+        if taken > highest:
+            highest, most = taken, {name: amount for name, amount in held.items() if amount}
+    cached = highest - sum(most.values())
+    return dict(sorted(most.items())) | ({"cached": cached} if cached else {})
 
 
 EMPTY_CACHE = 0

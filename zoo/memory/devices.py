@@ -95,7 +95,8 @@ class Device(Frozen):
         torch unless it is allowed by hand."""
         from zoo.memory.roofline import Rates
 
-        return Rates(self.fp32, self.bf16 or self.fp16, self.memory_bandwidth, self.launch_seconds)
+        link = self.host_link or self.memory_bandwidth  # a CPU has nothing to cross
+        return Rates(self.fp32, self.bf16 or self.fp16, self.memory_bandwidth, self.launch_seconds, link)
 
 
 def devices() -> Mapping[str, Device]:

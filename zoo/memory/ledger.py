@@ -19,12 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.host import HOST, PINNED
 from zoo.memory import memo
 from zoo.memory.leaves import tensors_in
 from zoo.memory.roofline import Cost, cost_of
 
 OUTSIDE = "outside"
 """The phase of whatever runs outside a named one: building, loading."""
+
+BESIDE = (HOST, PINNED)
+"""Devices of storages that lie in the host's memory while an accelerator's is counted: they are another account."""
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Record:
 
     `sizes[i]` is the bytes of storage `i`. `events` lists ``+(i + 1)`` where it came alive and ``-(i + 1)`` where
     it died, in order; `marks` lists (position in `events`, phase) where a phase began, `cost_marks` the
-    position in `costs` at the same moments.
+    position in `costs` at the same moments. Bytes are those of the device; what lies `BESIDE` it is not among them
+    (see `zoo.memory.allocator.on_host`).
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -48,7 +53,13 @@ class Record:
         """Signed bytes of every event, for other `sizes` where given."""
         events = np.asarray(self.events, dtype=np.int64)
         table = np.asarray(self.sizes, dtype=np.int64) if sizes is None else sizes
+        if (beside := self.beside()).any():
+            table = np.where(beside, 0, table)
         return np.sign(events) * table[np.abs(events) - 1] if len(events) else events
+
+    def beside(self) -> NDArray[np.bool_]:
+        """Which storages lie in the host's memory beside the device."""
+        return np.fromiter((device in BESIDE for device in self.devices), dtype=bool, count=len(self.devices))
 
     def peaks(self, sizes: NDArray[np.int64] | None = None) -> dict[str, int]:
         """Most bytes alive at once in each phase, what was alive when it began included."""

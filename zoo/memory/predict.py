@@ -44,7 +44,7 @@ from zoo.errors import InputError
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import Peak, replay
 from zoo.memory.devices import Device, find
-from zoo.memory.ledger import OUTSIDE, Record
+from zoo.memory.ledger import BESIDE, OUTSIDE, Record
 from zoo.memory.trace import follow, without_storage
 from zoo.step import Phase
 from zoo.units import format_bytes
@@ -202,7 +202,7 @@ def _host_peak(record: Record) -> int:
     alive = top = 0
     for event in record.events:
         index = abs(event) - 1
-        if event and record.devices[index] == "cpu":
+        if event and record.devices[index] in ("cpu", *BESIDE):
             alive += record.sizes[index] if event > 0 else -record.sizes[index]
             top = max(top, alive)
     return top

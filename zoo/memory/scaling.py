@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,14 @@ class Irregular(Exception):
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of one phase: events (columns a, b), their categories, operations (flops a, b, bytes a, b, half)."""
+    """One stretch of one phase: events (columns a, b), their categories, operations (flops a, b, bytes a, b, kind),
+    and which events are beside the device, in the host's memory, where there are any."""
 
     phase: str
     events: Array
     categories: NDArray[np.int64]
     costs: Array
+    beside: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,16 @@ class Tape:
             dtype=float,
         ).reshape(-1, 2)
         deltas = np.sign(indices)[:, None] * sizes[storages]
+        beside = record.beside()
+        there = beside[storages] if beside.any() else None
         ends = [*(start for start, _ in record.marks[1:]), len(record.events)]
         cost_ends = [*record.cost_marks[1:], len(record.costs)]
         segments = []
         for (start, phase), end, first, last in zip(record.marks, ends, record.cost_marks, cost_ends, strict=True):
             table = [_cost(c, many=many and phase not in _CONSTANT) for c in record.costs[first:last]]
             costs = np.array(table, dtype=float).reshape(-1, 5)
-            segments.append(Segment(phase, deltas[start:end], codes[storages[start:end]], costs))
+            elsewhere = None if there is None else there[start:end]
+            segments.append(Segment(phase, deltas[start:end], codes[storages[start:end]], costs, elsewhere))
         return cls(tuple(segments), names)
 
     def replay(self, rows: int, rates: Rates) -> list[Played]:
@@ -92,36 +97,52 @@ class Tape:
         played = []
         for segment in self.segments:
             deltas = segment.events[:, 0] + segment.events[:, 1] * rows
-            levels = np.concatenate([[0.0], np.cumsum(deltas)])
-            top = int(np.argmax(levels))
-            count = len(self.names)
-            net = np.bincount(segment.categories, weights=deltas, minlength=count).astype(float)
-            at_top = np.bincount(segment.categories[:top], weights=deltas[:top], minlength=count).astype(float)
-            played.append(Played(segment.phase, net, at_top, rates.seconds(segment.costs, rows)))
+            seconds = rates.seconds(segment.costs, rows)
+            host = None
+            if segment.beside is not None:
+                host = self._changes(segment.categories, np.where(segment.beside, deltas, 0))
+                deltas = np.where(segment.beside, 0, deltas)
+            played.append(Played(segment.phase, *self._changes(segment.categories, deltas), seconds, host))
         return played
+
+    def _changes(self, categories: NDArray[np.int64], deltas: Array) -> tuple[Array, Array]:
+        """Bytes by category that events leave, and add at their highest point."""
+        top = int(np.argmax(np.concatenate([[0.0], np.cumsum(deltas)])))
+        count = len(self.names)
+        net = np.bincount(categories, weights=deltas, minlength=count).astype(float)
+        return net, np.bincount(categories[:top], weights=deltas[:top], minlength=count).astype(float)
 
 
 @dataclass(frozen=True)
 class Played:
-    """Bytes by category that a segment leaves (`net`) and adds at its highest point (`at_top`), and seconds."""
+    """Bytes by category that a segment leaves (`net`) and adds at its highest point (`at_top`), and seconds.
+
+    `host` is the same two of the host's memory beside the device, where there is anything.
+    """
 
     phase: str
     net: Array
     at_top: Array
     seconds: float
+    host: tuple[Array, Array] | None = None
 
     def deeper(self, next_: Played, blocks: int) -> Played:
         """This segment with `blocks` more blocks, where `next_` is it with one more."""
+        host = None
+        if self.host is not None and next_.host is not None:
+            net, at_top = (ours + blocks * (theirs - ours) for ours, theirs in zip(self.host, next_.host, strict=True))
+            host = (net, at_top)
         return Played(
             self.phase,
             self.net + blocks * (next_.net - self.net),
             self.at_top + blocks * (next_.at_top - self.at_top),
             self.seconds + blocks * (next_.seconds - self.seconds),
+            host,
         )
 
 
 def _cost(cost: Cost, *, many: bool) -> tuple[float, ...]:
-    return (*_affine(cost.flops, many=many), *_affine(cost.bytes, many=many), float(cost.half))
+    return (*_affine(cost.flops, many=many), *_affine(cost.bytes, many=many), float(cost.kind))
 
 
 def _affine(amount: int, *, many: bool) -> tuple[int, int]:
@@ -136,11 +157,15 @@ def _affine(amount: int, *, many: bool) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one step would hold and take: bytes by phase, bytes by category at the peak, seconds."""
+    """What one step would hold and take: bytes by phase, bytes by category at the peak, seconds.
+
+    `host_by_category` is what the host's memory beside the device holds at its own peak.
+    """
 
     peak_by_phase: dict[str, int]
     peak_by_category: dict[str, int]
     seconds: float
+    host_by_category: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -171,6 +196,7 @@ def _estimate(played: Sequence[Played], names: tuple[str, ...], accumulation: in
     repeated = max(accumulation + 1 - sum(segment.phase == "forward" for segment in played), 1)
     alive = np.zeros(len(names))
     top = alive
+    on_host, host_top = alive, alive
     peaks: dict[str, int] = defaultdict(int)
     seconds = 0.0
     for segment in played:
@@ -183,8 +209,12 @@ def _estimate(played: Sequence[Played], names: tuple[str, ...], accumulation: in
                 top = here
             seconds += segment.seconds * (repeated if beyond else 1)
         alive = alive + segment.net
-    return Estimate(
-        dict(peaks),
-        {name: round(amount) for name, amount in zip(names, top, strict=True) if round(amount)},
-        seconds,
+        if segment.host is not None:
+            net, at_top = segment.host
+            host_top = max(host_top, on_host + at_top, key=np.sum)
+            on_host = on_host + net
+    by_category, beside = (
+        {name: round(amount) for name, amount in zip(names, held, strict=True) if round(amount)}
+        for held in (top, host_top)
     )
+    return Estimate(dict(peaks), by_category, seconds, beside)

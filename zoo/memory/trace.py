@@ -13,6 +13,7 @@ import gc
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from unittest import mock
 
@@ -23,6 +24,7 @@ from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.domain import Batch
+from zoo.host import DEVICE, LINK, place
 from zoo.memory import accelerator
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
@@ -90,6 +92,8 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
             return value.item()
+        if (where := place()) != DEVICE:
+            return self._beside(where, func, types, args, kwargs)
         func = as_autograd_does(func, args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
@@ -101,6 +105,18 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
                 self.record.events.append(self._new(self._kind.workspace_bytes, "workspace"))
         passing = [self._new(size, "kernels") for size in accelerator.temporaries(self._kind, func, args, out) if size]
         self.record.events += [*passing, *(-event for event in passing)]
+        return out
+
+    def _beside(self, where: str, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """An operation on the host or over the link to it: what it makes lies there, and it takes their time."""
+        record = self.record
+        made, done = len(record.sizes), len(record.costs)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        record.devices[made:] = [where] * (len(record.sizes) - made)
+        for number in range(done, len(record.costs)):
+            cost = record.costs[number]
+            moved = args[1].nbytes if where == LINK else cost.bytes
+            record.costs[number] = replace(cost, bytes=moved, place=where)
         return out
 
     def _new(self, size: int, label: str) -> int:

@@ -42,6 +42,7 @@ class Technique(Frozen):
       farther than it must (sums count).
     - `freezes_trunk`: whether nothing but the task head and what it adds itself is trained.
     - `loads_on_host`: whether the model is loaded in host memory, from where `apply` brings it to the device.
+    - `moves_to_host`: whether it takes the host's memory in place of the device's, which are the same on a CPU.
     - `affine`: whether all it allocates is an affine function of the micro-batch's rows, so that one trace tells all.
     - `passes`: how many micro-batches a step must have to show all that one of more does: the first, the others.
     """
@@ -59,6 +60,7 @@ class Technique(Frozen):
     passes: ClassVar[int] = 2
     freezes_trunk: ClassVar[bool] = False
     loads_on_host: ClassVar[bool] = False
+    moves_to_host: ClassVar[bool] = False
 
     def why_not(self, setup: Setup) -> str | None:
         """Why this cannot be applied to `setup` (whose model is not loaded yet), or None."""

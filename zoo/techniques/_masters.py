@@ -1,4 +1,4 @@
-"""Optimizers around an optimizer: fp32 master weights, and a step inside the backward pass."""
+"""Optimizers around an optimizer: fp32 master weights, also on the host, and a step inside the backward pass."""
 
 from __future__ import annotations
 
@@ -11,30 +11,44 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from zoo.host import Host
     from zoo.step import StepOptimizer
 
 
 class MasterWeights:
-    """An optimizer over fp32 copies of low-precision parameters.
+    """An optimizer over fp32 copies of parameters, of low precision or on another device.
 
-    Gradients are widened, applied and dropped one by one, so that no second set of gradients ever exists.
+    Gradients are widened, applied and dropped one by one, so that no second set of gradients ever exists. With a `host`
+    the copies and what the optimizer keeps of them lie in its memory, and it steps there.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], masters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self, params: Sequence[nn.Parameter], masters: Sequence[nn.Parameter], host: Host | None = None
+    ) -> None:
         self.params = list(params)
         self.masters = list(masters)
+        self.host = host
         self._inner: torch.optim.Optimizer | None = None
 
     @classmethod
-    def of(cls, params: Sequence[nn.Parameter], reference: dict[nn.Parameter, torch.Tensor]) -> MasterWeights:
+    def of(
+        cls,
+        params: Sequence[nn.Parameter],
+        reference: dict[nn.Parameter, torch.Tensor],
+        host: Host | None = None,
+    ) -> MasterWeights:
         """Masters of `params`, from their `reference` values in the checkpoint where there are any."""
         masters = []
         for p in params:
             value = reference.get(p)
-            master = torch.empty(p.shape, dtype=torch.float32, device=p.device)
+            master = (
+                torch.empty(p.shape, dtype=torch.float32, device=p.device)
+                if host is None
+                else host.empty(p.shape, torch.float32, pinned=False)
+            )
             master.copy_(p.detach() if value is None else value)
             masters.append(nn.Parameter(master))
-        return cls(params, masters)
+        return cls(params, masters, host)
 
     def drive(self, inner: torch.optim.Optimizer) -> MasterWeights:
         self._inner = inner
@@ -55,10 +69,20 @@ class MasterWeights:
         for p, master in zip(self.params, self.masters, strict=True):
             if p.grad is None:
                 continue
-            master.grad = p.grad.float()
-            p.grad = None
-            self.inner.step()
-            p.copy_(master)
+            grad, p.grad = p.grad, None
+            if self.host is None:
+                master.grad = grad.float()
+                del grad
+                self.inner.step()
+                p.copy_(master)
+            else:
+                taken = self.host.take(grad, wait=True)
+                del grad
+                with self.host.working():
+                    master.grad = taken.float()
+                    del taken
+                    self.inner.step()
+                self.host.send(master, p)
             master.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from zoo.techniques import Technique
+from zoo.techniques._saved_on_host import SavedOnHost, shared_by_blocks
 
 if TYPE_CHECKING:
     from zoo.step import Setup
@@ -45,7 +47,8 @@ class NoCheckpointing(Technique):
 class BlockCheckpointing(Technique):
     """Recompute modules of role ``block``, dropout masks included (the random state is kept).
 
-    With `every` = k only each k-th of them is recomputed: blocks k, 2k, ... of the stack, counted from 1.
+    With `every` = k only each k-th of them is recomputed: blocks k, 2k, ... of the stack, counted from 1. With
+    `offload` the inputs that are kept lie in host memory until then.
     """
 
     key = "checkpointing"
@@ -55,6 +58,7 @@ class BlockCheckpointing(Technique):
     exactness = "bitwise"
 
     every: int = Field(1, ge=1)
+    offload: bool = False
 
     @property
     def period(self) -> int:
@@ -72,9 +76,10 @@ class BlockCheckpointing(Technique):
         return None
 
     def apply(self, setup: Setup) -> None:
+        keeper = SavedOnHost(setup.host, smallest=1) if self.offload else None
         for number, module in enumerate(setup.modules_of("block").values(), 1):
             if number % self.every == 0:
-                _recompute(module)
+                _recompute(module, keeper)
 
 
 class SelectiveCheckpointing(Technique):
@@ -120,10 +125,11 @@ def _no_blocks(setup: Setup) -> str | None:
     return None if "block" in setup.card.roles else f"{setup.card.name} has no role block"
 
 
-def _recompute(module: nn.Module, **options: Any) -> None:
+def _recompute(module: nn.Module, keeper: SavedOnHost | None = None, **options: Any) -> None:
     """Wrap `forward` on the instance: names of parameters stay as they are, so saved files do too.
 
-    Whether the module trains or evaluates does not matter: with gradients, activations are what takes the memory.
+    With a `keeper`, what is saved around the recomputed part, its inputs, goes to the host. Whether the module trains
+    or evaluates does not matter: with gradients, activations are what takes the memory.
     """
     forward = module.forward
 
@@ -131,9 +137,12 @@ def _recompute(module: nn.Module, **options: Any) -> None:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=True, **options, **kwargs)
+        with contextlib.nullcontext() if keeper is None else keeper.keeping(shared_by_blocks(args, kwargs)):
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=True, **options, **kwargs)
 
-    module.forward = recomputed
+    marked: Any = recomputed
+    marked.recomputes = True  # for what is wrapped inside and saves tensors in a way of its own
+    module.forward = marked
 
 
 OPTIONS = (NoCheckpointing, BlockCheckpointing, SelectiveCheckpointing)

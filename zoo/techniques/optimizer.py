@@ -38,6 +38,8 @@ class _Optimizer(Technique):
 
     rounds_stochastically: ClassVar[bool] = False
     """Whether it steps parameters that have no master weights although they are in bf16."""
+    steps_on_host: ClassVar[bool] = False
+    """Whether it may be run over copies of the parameters in host memory, which techniques ask by this name."""
 
     def why_not(self, setup: Setup) -> str | None:
         pure = next((t for t in setup.chosen if t.key == "precision" and t.name == "bf16-pure"), None)
@@ -53,7 +55,9 @@ class _Optimizer(Technique):
 
     def over(self, setup: Setup, params: Sequence[nn.Parameter], first: int = 0) -> StepOptimizer:
         """The optimizer of trained parameters from number `first` on, over their master weights where there are any."""
-        masters = MasterWeights.of(params, setup.reference) if setup.master_weights else None
+        host = setup.host if setup.steps_on_host else None
+        over_masters = setup.master_weights or host is not None
+        masters = MasterWeights.of(params, setup.reference, host) if over_masters else None
         owned = params if masters is None else masters.masters
         inner = self.make(setup, decay_groups(owned, setup.weight_decay), {p: first + i for i, p in enumerate(owned)})
         return inner if masters is None else masters.drive(inner)
@@ -71,6 +75,7 @@ class AdamW(_Optimizer):
     source = "Loshchilov and Hutter 2019, arXiv 1711.05101"
     exactness = "bitwise"
     rounds_stochastically = True
+    steps_on_host = True
 
     def make(
         self, setup: Setup, groups: list[dict[str, Any]], numbers: Mapping[nn.Parameter, int]

@@ -105,7 +105,8 @@ def load_model(job: Job, folder: Path, device: torch.device, *, chosen: Mapping[
 def size_on_disk(setup: Setup) -> int:
     """Bytes that checkpoints and the saved model need at most, while a new checkpoint stands beside the old one."""
     trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
-    masters = sum(p.numel() * 4 for p in setup.trainable().values()) if setup.master_weights else 0
+    has_masters = setup.master_weights or setup.steps_on_host
+    masters = sum(p.numel() * 4 for p in setup.trainable().values()) if has_masters else 0
     states = sum(p.numel() * 8 for p in setup.trainable().values())
     whole = sum(p.numel() * p.element_size() for p in setup.model.parameters())
     layers: list[Any] = [m for m in setup.model.modules() if _in_codes(m)]  # these may be saved in full

@@ -273,7 +273,9 @@ def _as_started(folder: RunFolder, job: Job, workload: Workload, limits: Limits)
             f"{folder.plan}: the plan that this run was started with is not one that its recipe allows now; "
             "start in another --output"
         )
-    estimate = Estimate(before["peak_by_phase"], before["peak_by_category"], before["step_seconds"])
+    estimate = Estimate(
+        before["peak_by_phase"], before["peak_by_category"], before["step_seconds"], before.get("host_by_category", {})
+    )
     micro, count = before["micro_batch_size"], before["accumulation_steps"]
     footprint = Footprint.of(limits.device, before["peak_bytes"]["allocated"], before["peak_bytes"]["reserved"])
     plan = Plan(techniques, micro, count, estimate, footprint, before["host_bytes"], workload.tokens, confirmed=True)

@@ -83,7 +83,7 @@ def restore(path: Path, setup: Setup) -> Progress:
     """Bring `setup` and the random state to where `save` left them. Raises `WeightsError` if the model is another,
     `TrainingError` for a file that cannot be read."""
     assert setup.optimizer is not None
-    content = _read(path, setup.device)
+    content = _read(path, torch.device("cpu"))  # everything is copied to where it belongs, some of it to the host
     restore_tensors(setup, content["tensors"], path)
     setup.optimizer.load_state_dict(content["optimizer"])
     set_random_state(content["rng"])
@@ -92,7 +92,7 @@ def restore(path: Path, setup: Setup) -> Progress:
 
 def restore_best(path: Path, setup: Setup) -> None:
     """Bring `setup` to the tensors that `save_tensors` wrote. Raises as `restore` does."""
-    restore_tensors(setup, _read(path, setup.device), path)
+    restore_tensors(setup, _read(path, torch.device("cpu")), path)
 
 
 def _read(path: Path, device: torch.device, *, mmap: bool = False) -> dict[str, Any]:
