@@ -40,7 +40,8 @@ CLOSE = 8
 class Search:
     """All that is known of a job's combinations: plans, one for each division of the batch, or why there are none.
 
-    `rungs` are in order of what they change. `answers` grows as combinations are traced.
+    `rungs` are in order of what they change. `answers` grows as combinations are traced, `looks`
+    as their weights and states are counted; `standing` says which of them left no room for anything else.
     """
 
     job: Job
@@ -50,6 +51,7 @@ class Search:
     rungs: list[list[Combination]] = field(init=False)
     answers: dict[Combination, list[Plan] | str] = field(default_factory=dict)
     standing: dict[Combination, int] = field(default_factory=dict)
+    looks: dict[Combination, Answer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -58,12 +60,16 @@ class Search:
         """The plan to choose, or None where nothing fits. `exhaustive`: trace every combination before choosing."""
         lowest, *higher = self.rungs
         large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
+        if large:
+            self._look(itertools.chain(lowest, *higher[:PROBES]))
         self._trace(lowest if not exhaustive else itertools.chain(*self.rungs), look_first=large)
         chosen = self._choose(lowest)
         while chosen is None and higher:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self.plans() else 1
             some, higher = higher[:count], higher[count:]
+            if large:
+                self._look(itertools.chain(*some))
             probes = [self._smallest_of(rung) for rung in some] if self.plans() else some[0]
             self._trace(probes, look_first=large)
             for rung in some:
@@ -124,12 +130,9 @@ class Search:
         """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
-            # What is done to a forward pass holds no weights and no states.
-            alike = {c: tuple(t for t in c if not BEFORE_FORWARD <= t.stage < BEFORE_OPTIMIZER) for c in new}
-            asked = list({alike[c]: Standing(c) for c in new}.items())
-            known = dict(zip([key for key, _ in asked], self.workers.map([a for _, a in asked]), strict=True))
+            self._look(new)
             for combination in new:
-                bytes_ = known[alike[combination]]
+                bytes_ = self.looks[_standing_part(combination)]
                 if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
                     self.standing[combination] = bytes_
                     self.answers[combination] = (
@@ -140,6 +143,11 @@ class Search:
         for combination, answer in zip(new, self.workers.map(new), strict=True):
             assert isinstance(answer, (list, str))
             self.answers[combination] = answer
+
+    def _look(self, combinations: Iterable[Combination]) -> None:
+        """Learn what weights and optimizer states alone take, of many combinations at a time."""
+        new = {part: Standing(c) for c in combinations if (part := _standing_part(c)) not in self.looks}
+        self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
     def _choose(self, rung: Sequence[Combination]) -> Plan | None:
         """The fastest plan of a rung that fits, confirmed."""
@@ -170,6 +178,11 @@ class Search:
             return rung[-1]
         known = set(min(plans, key=_needs).techniques)
         return max(rung, key=lambda combination: len(known & set(combination)))
+
+
+def _standing_part(combination: Combination) -> Combination:
+    """The techniques that weights and states depend on: what is done to a forward pass holds neither."""
+    return tuple(t for t in combination if not BEFORE_FORWARD <= t.stage < BEFORE_OPTIMIZER)
 
 
 def rungs(job: Job) -> list[list[Combination]]:

@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+
+_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+_OTHERS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+"""Types that need not be asked whether they are, or hold, a tensor: nearly all there are."""
 
 
 def tensors_in(*values: Any) -> list[torch.Tensor]:
@@ -20,9 +25,15 @@ def tensors_in(*values: Any) -> list[torch.Tensor]:
 
 def _collect(values: Any, found: list[torch.Tensor]) -> None:
     for value in values:
-        if isinstance(value, torch.Tensor):
+        kind = type(value)
+        if kind in _TENSORS:
+            found.append(value)
+        elif kind in _OTHERS:
+            continue
+        elif isinstance(value, torch.Tensor):
             found.append(value)
         elif isinstance(value, (tuple, list)):
-            _collect(value, found)
-        elif isinstance(value, dict):
+            if value:
+                _collect(value, found)
+        elif isinstance(value, dict) and value:
             _collect(value.values(), found)

@@ -16,24 +16,29 @@ from zoo.memory.roofline import Cost, cost_of
 
 Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
-_specs: dict[Any, tuple[Any, Cost]] = {}
-_pure: dict[Any, bool] = {}
+Made = dict[Any, tuple[Any, Cost]]
+
+_remembered: dict[int, tuple[Any, Made | None]] = {}
+"""By the identity of an operation, which is kept here: what it made of which arguments; None for one that changes or
+returns what it is given."""
 
 
 def run(func: Any, args: Any, kwargs: Any) -> tuple[Any, Cost]:
     """The result of a dispatched operation on meta tensors, and its cost."""
-    pure = _pure.get(func)
-    if pure is None:
+    if id(func) not in _remembered:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
-        pure = _pure[func] = not aliases and not func._schema.is_mutable
-    key = _key((func, args, kwargs)) if pure else None
-    if key is not None and (known := _specs.get(key)) is not None:
+        _remembered[id(func)] = func, None if aliases or schema.is_mutable else {}
+    made = _remembered[id(func)][1]
+    key = _key(args, kwargs) if made is not None else None
+    if made is not None and key is not None and (known := made.get(key)) is not None:
         return _fresh(known[0]), known[1]
     out = func(*args, **kwargs)
     cost = cost_of(func, args, kwargs, out)
-    if key is not None and not _shares_storage(out, (args, kwargs)) and (spec := _spec(out)) is not None:
-        _specs[key] = (spec, cost)
+    if made is None or key is None or _shares_storage(out, (args, kwargs)):
+        return out, cost
+    if (spec := _spec(out)) is not None:
+        made[key] = (spec, cost)
     return out, cost
 
 
@@ -43,32 +48,38 @@ def _shares_storage(out: Any, given: Any) -> bool:
     return any(tensor.untyped_storage()._cdata in inputs for tensor in tensors_in(out))
 
 
-def _key(value: Any) -> Any:
+def _key(*values: Any) -> Any:
     """A hashable description of arguments, or None where there is one that cannot be described."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "meta" or value.layout != torch.strided:
-            return None
-        return ("tensor", value.shape, value.stride(), value.dtype)
+    parts: list[Any] = []
+    return tuple(parts) if all(_describe(value, parts) for value in values) else None
+
+
+def _describe(value: Any, parts: list[Any]) -> bool:
+    """Append what tells a value from another, beginning with its type; False where that is not known."""
     kind = type(value)
-    if kind is int or kind is float or kind is bool or kind is str:
-        return (kind, value)
-    if value is None:
-        return "none"
+    parts.append(kind)
+    if kind in _SCALARS:
+        parts.append(value)
+        return True
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta or value.layout is not torch.strided:
+            return False
+        parts += (value.shape, value.stride(), value.dtype)
+        return True
     if kind is tuple or kind is list:
-        keys = []
-        for member in value:
-            key = _key(member)
-            if key is None:
-                return None
-            keys.append(key)
-        return tuple(keys)
+        parts.append(len(value))
+        return all([_describe(member, parts) for member in value])
     if kind is dict:
-        return _key(tuple(value.items())) if value else "no arguments"
+        return _describe(tuple(value.items()), parts) if value else True
     try:
         hash(value)
     except TypeError:
-        return None
-    return (kind, value)
+        return False
+    parts.append(value)
+    return True
+
+
+_SCALARS = frozenset({int, float, bool, str, type(None)})
 
 
 def _spec(out: Any) -> Any:

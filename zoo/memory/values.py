@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.memory.leaves import tensors_in
 
+_CPU = torch.device("cpu")
 LARGEST = 2**16
 """Elements of the largest tensor that is followed."""
 
@@ -26,6 +26,7 @@ class Values:
 
     def __init__(self) -> None:
         self._known: Any = WeakTensorKeyDictionary()
+        self._ever: set[int] = set()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The tensor's values, where they are known."""
@@ -37,10 +38,12 @@ class Values:
         inputs = tensors_in(args, kwargs)
         if not inputs and not _makes_values(func):
             return
-        if not all(t.device.type == "cpu" or t in self._known for t in inputs):
-            if func._schema.is_mutable:
-                self._forget(args[0])
-            return
+        for tensor in inputs:
+            # whose identity was never that of a known one need not be looked up, and that is nearly every tensor
+            if not tensor.is_cpu and (id(tensor) not in self._ever or tensor not in self._known):
+                if func._schema.is_mutable:
+                    self._forget(args[0])
+                return
         outputs = tensors_in(out)
         small = all(t.numel() <= LARGEST for t in outputs)
         if not small or not any(t.device.type == "meta" for t in outputs):
@@ -55,10 +58,10 @@ class Values:
         for made, value in zip(outputs, tensors_in(real), strict=True):
             if made.device.type == "meta":
                 self._known[made] = value
+                self._ever.add(id(made))
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: self._known.get(t, t), (args, kwargs))
-        args, kwargs = tree_map_only(torch.device, lambda device: torch.device("cpu"), (args, kwargs))
+        args, kwargs = self._real(args), self._real(kwargs)
         if not func._schema.name.startswith("aten::rand"):
             return func(*args, **kwargs)
         state = torch.get_rng_state()  # tracing leaves no trace in the caller's random numbers
@@ -67,9 +70,21 @@ class Values:
         finally:
             torch.set_rng_state(state)
 
+    def _real(self, value: Any) -> Any:
+        """Arguments of an operation with known values for tensors, and the CPU for every device."""
+        if isinstance(value, torch.Tensor):
+            return self._known.get(value, value)
+        if isinstance(value, torch.device):
+            return _CPU
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._real(member) for member in value)
+        if isinstance(value, dict):
+            return {key: self._real(member) for key, member in value.items()}
+        return value
+
     def _forget(self, changed: Any) -> None:
         for tensor in tensors_in(changed):
-            if tensor in self._known:
+            if id(tensor) in self._ever and tensor in self._known:
                 storage = tensor.untyped_storage()._cdata
                 for other in [t for t in self._known if t.untyped_storage()._cdata == storage]:
                     del self._known[other]
