@@ -15,6 +15,7 @@ from zoo.memory.trace import World
 from zoo.techniques import Technique
 from zoo.techniques.adapter import HeadOnly, LoRA
 from zoo.techniques.checkpointing import BlockCheckpointing
+from zoo.techniques.offload import Activations, Optimizer, Weights
 from zoo.techniques.precision import BF16
 
 SHALLOW = (3, 4, 5)
@@ -24,7 +25,14 @@ COMBINATIONS: dict[str, dict[str, Technique]] = {
     "bf16-block": {"precision": BF16(), "checkpointing": BlockCheckpointing()},
     "bf16-lora-block": {"precision": BF16(), "adapter": LoRA(rank=4), "checkpointing": BlockCheckpointing()},
     "head": {"adapter": HeadOnly()},
-}
+    "bf16-block-host": {
+        "precision": BF16(), "checkpointing": BlockCheckpointing(offload=True), "offload": Optimizer(),
+    },
+    "lora-weights": {"adapter": LoRA(rank=4), "offload": Weights(smallest=1024)},
+    "activations": {"offload": Activations(smallest=1)},
+}  # fmt: skip
+BESIDE = {"bf16-block-host": {"host", "pinned"}, "lora-weights": {"pinned"}, "activations": {"pinned"}}
+"""What lies in the host's memory has the same pattern."""
 KINDS = {
     "esm2_t6_8m": "sequence_regression",
     "rxnmapper_albert": "sequence_classification",
@@ -47,6 +55,7 @@ def test_every_event_of_a_deep_model_is_told_by_three_shallow_ones(name: str, te
     assert made.sizes == whole.sizes
     assert made.labels == whole.labels
     assert made.devices == whole.devices
+    assert set(made.devices) & {"host", "pinned"} == BESIDE.get(techniques, set())
     assert made.marks == whole.marks
 
 
