@@ -291,6 +291,7 @@ def test_a_task_may_find_several_problems() -> None:
         ("data.max_length=2", "data.max_length: got 2; toy_small takes 3 to 64 tokens, special tokens included"),
         ("checkpoint=randm", 'checkpoint: "randm" is not a known checkpoint; did you mean "random"? (known: pretrained, random)'),
         ("checkpoint=file:/no/such/folder", "checkpoint: /no/such/folder: no such file or folder"),
+        ("checkpoint=generate:a.b:C?seed=0", "checkpoint: generate:a.b:C?seed=0 makes data, not weights; write pretrained or random"),
         ("checkpoint=pypi:antiberty", 'checkpoint: neither pretrained nor random, and source "pypi:antiberty" is not of the form '
          "pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL; the version must be exact"),
     ],

@@ -239,7 +239,7 @@ def _unreadable(path: str, domain: Domain | None) -> str | None:
 
 
 def _checkpoint(checkpoint: str) -> Problems:
-    from zoo.weights.source import FileSource, parse
+    from zoo.weights.source import FileSource, GeneratedSource, parse
 
     words = ["pretrained", "random"]
     if checkpoint in words:
@@ -251,6 +251,8 @@ def _checkpoint(checkpoint: str) -> Problems:
         if close:
             return [(("checkpoint",), _unknown("checkpoint", checkpoint, words))]
         return [(("checkpoint",), f"neither pretrained nor random, and {reason}") for reason in error.problems]
+    if isinstance(source, GeneratedSource):
+        return [(("checkpoint",), f"{source} makes data, not weights; write pretrained or random")]
     if isinstance(source, FileSource) and not source.path.exists():
         return [(("checkpoint",), f"{source.path}: no such file or folder")]
     return []

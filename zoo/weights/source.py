@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from zoo.errors import InputError
 
@@ -16,7 +21,11 @@ _PYPI = re.compile(
     r"==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
     r"(?:/(?P<inside>.*))?"
 )
-_FORMS = "hf:OWNER/NAME@REVISION, pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL or file:PATH"
+_GENERATOR = re.compile(r"(?P<ref>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?:\?(?P<query>.*))?", re.A)
+_FORMS = (
+    "hf:OWNER/NAME@REVISION, pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL, file:PATH "
+    "or generate:PACKAGE.MODULE:GENERATOR?NAME=VALUE"
+)
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,39 @@ class FileSource:
         return f"file:{self.path}"
 
 
-def parse(uri: str) -> HubSource | PypiSource | FileSource:
+@dataclass(frozen=True)
+class GeneratedSource:
+    """A file that a generator makes on this machine. `query` is its parameters, in order of name, as in a URI."""
+
+    ref: str
+    query: str = ""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """By name: numbers, lists and words as JSON has them."""
+        return {name: _value(text) for name, text in parse_qsl(self.query)}
+
+    @property
+    def digest(self) -> str:
+        """Of the parameters, for a name in the cache."""
+        return hashlib.sha256(self.query.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"generate:{self.ref}" + (f"?{self.query}" if self.query else "")
+
+
+AnySource = HubSource | PypiSource | FileSource | GeneratedSource
+
+
+def parse(uri: str) -> AnySource:
     """What a URI names; a bare path that exists counts as ``file:``. Raises `InputError` for everything else."""
     scheme, colon, rest = uri.partition(":")
     if colon and scheme == "hf":
         return _parse_hub(uri, rest)
     if colon and scheme == "pypi":
         return _parse_pypi(uri, rest)
+    if colon and scheme == "generate":
+        return _parse_generated(uri, rest)
     if colon and scheme == "file":
         if not rest.strip() or "\0" in rest:
             raise InputError(f'source "{uri}": no path after file:; write for example file:/data/checkpoint')
@@ -103,3 +138,28 @@ def _parse_pypi(uri: str, rest: str) -> PypiSource:
         check_relative(inside, f'source "{uri}"')
     # one release has one name (PEP 503), however it is spelt
     return PypiSource(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"], inside)
+
+
+def _parse_generated(uri: str, rest: str) -> GeneratedSource:
+    match = _GENERATOR.fullmatch(rest)
+    try:
+        pairs = (
+            parse_qsl(match["query"] or "", keep_blank_values=True, strict_parsing=bool(match["query"]))
+            if match
+            else []
+        )
+    except ValueError:
+        match = None
+    if match is None:
+        raise InputError(f'source "{uri}" is not of the form generate:PACKAGE.MODULE:GENERATOR?NAME=VALUE&NAME=VALUE')
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f'source "{uri}": {", ".join(twice)} is given more than once')
+    return GeneratedSource(match["ref"], urlencode(sorted(pairs), safe="[],:-"))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
