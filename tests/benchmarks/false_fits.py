@@ -347,6 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(pair), indent=1), line(pair), sep="\n")
         return int(pair.outcome == "false fit")
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # two that wait for each other are slower where the machine has other work
     gc.collect()
     gc.freeze()  # what the imports made need not be walked before every measurement
     found = []
