@@ -16,6 +16,7 @@ from zoo.domain import models as _models
 from zoo.plans import Decision
 from zoo.resolve import load_job
 from zoo.step import materialise, storage_free
+from zoo.tasks.sequence import tokenizer_of
 from zoo.training import run as _run
 from zoo.training.finished import Run, predict_file
 from zoo.training.values import values_for
@@ -26,11 +27,11 @@ Overrides = Sequence[str]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pretrained model with its published weights and its tokenizer, for work of one's own."""
+    """A pretrained model with its published weights, and its tokenizer if it reads text, for work of one's own."""
 
     card: ModelCard
     model: nn.Module
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
 
 def models() -> Mapping[str, ModelCard]:
@@ -51,8 +52,7 @@ def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
         model: nn.Module = load_ref(card.build)(card, head or Head("masked_lm", 0))
     materialise(model, torch.device("cpu"))
     values_for(model, card, "pretrained", seed=0)
-    tokenizer: Tokenizer = load_ref(card.tokenizer)(fetch(card.source) if card.tokenizer_files else None)
-    return Loaded(card, model.eval(), tokenizer)
+    return Loaded(card, model.eval(), tokenizer_of(card, fetch) if card.tokenizer else None)
 
 
 def plan(

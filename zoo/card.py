@@ -64,9 +64,11 @@ class ModelCard(Frozen):
     `config` is the exact architecture. `build` names ``(card, head) -> torch.nn.Module``; it is called under
     ``torch.device("meta")`` and must be plain model code. `tokenizer` names ``(folder or None) -> Tokenizer`` (see
     `zoo.domain`). `convert` names ``(folder) -> state dict`` for checkpoints in a layout of their own; without it the
-    files are read as ``from_pretrained`` would. `roles` maps a role to patterns (shell style) of module names
-    inside the built model; techniques select modules by role only. `depth` is the key of `config` that counts
-    identical blocks, which lets a prediction trace two shallow models instead of the whole.
+    files are read as ``from_pretrained`` would. A card without a `source` has no published weights: its recipes say
+    ``checkpoint: random``, or name a source. Models whose inputs are no text have no `tokenizer`. `roles` maps a role
+    to patterns (shell style) of module names inside the built model; techniques select modules by role only. `depth`
+    is the key of `config` that counts identical blocks, which lets a prediction trace two shallow models instead of
+    the whole.
     """
 
     name: str
@@ -78,9 +80,9 @@ class ModelCard(Frozen):
     homepage: str = ""
     config: Mapping[str, Any]
     build: Ref
-    tokenizer: Ref
+    tokenizer: Ref | None = None
     tokenizer_files: bool = False
-    source: Source
+    source: Source | None = None
     convert: Ref | None = None
     max_length: int = Field(gt=0, description="tokens, special tokens included")
     special_tokens: int = Field(default=2, ge=0, description="how many of max_length are not residues or atoms")
@@ -90,6 +92,11 @@ class ModelCard(Frozen):
     fp32_modules: tuple[str, ...] = Field(default=(), description="patterns of modules that must stay in fp32")
     tasks: tuple[str, ...]
     notes: str = ""
+
+    @property
+    def no_weights(self) -> str:
+        """Why there is nothing to load, for a card without a `source`."""
+        return f"{self.name} has no published weights; write checkpoint: random, or name a source of your own"
 
     def shallow(self, depth: int) -> ModelCard:
         """The same card with `depth` blocks: for tracing, never for training."""

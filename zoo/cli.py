@@ -301,7 +301,10 @@ def fetch(
     cards: dict[str, Any] = {**all_datasets(), **all_models()}
     if name not in cards:
         raise InputError(unknown("zoo fetch", "model or dataset", name, cards))
-    folder = get(cards[name].source, progress=not as_json, name=name)
+    source = cards[name].source
+    if source is None:
+        raise InputError(f"{name} has no published weights: there is nothing to fetch")
+    folder = get(source, progress=not as_json, name=name)
     if as_json:
         _print_json({"name": name, "folder": str(folder)})
     else:

@@ -162,6 +162,7 @@ class Domain:
     - `groups`: split method -> ``(inputs: list[str]) -> list[group key]``; members of a group stay together.
     - `baselines`: name -> ``(train_inputs, train_targets, test_inputs, task_name, seed) -> predictions``, the floor
       that a model has to beat: predicted values for regression, predicted probabilities (N x classes) otherwise.
+    - `formats`: suffixes of files and folders that the domain's own tasks read themselves, tables or not.
     - `extra`: the pip extra that brings its libraries, named in the error when one is missing.
     """
 
@@ -174,6 +175,7 @@ class Domain:
     clean: Ref | None = None
     groups: Mapping[str, Ref] = field(default_factory=dict)
     baselines: Mapping[str, Ref] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
     extra: str | None = None
 
 

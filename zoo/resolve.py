@@ -97,9 +97,9 @@ def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
         own = ", ".join(sorted(model.name for model in domain.models)) or "none"
         problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
     task = _task(recipe, card, domain, problems)
-    dataset = _data(recipe, card, domain, problems, needs_data=needs_data)
+    dataset = _data(recipe, card, domain, task, problems, needs_data=needs_data)
     problems += _columns(recipe, task if card and recipe.task_name in card.tasks else None, dataset)
-    problems += _checkpoint(recipe.checkpoint)
+    problems += _checkpoint(recipe.checkpoint, card)
     problems += _budget(recipe.budget)
     choices, left_out = _techniques(recipe, card, problems)
     if problems or domain is None or card is None or task is None:
@@ -162,7 +162,13 @@ def _arguments(made: Any, name: str, given: Mapping[str, Any]) -> tuple[dict[str
 
 
 def _data(
-    recipe: Recipe, card: ModelCard | None, domain: Domain | None, problems: Problems, *, needs_data: bool
+    recipe: Recipe,
+    card: ModelCard | None,
+    domain: Domain | None,
+    task: Task | None,
+    problems: Problems,
+    *,
+    needs_data: bool,
 ) -> DatasetCard | None:
     data, dataset = recipe.data, None
     if data.source is not None:
@@ -178,7 +184,8 @@ def _data(
         problems += [(("data", "path"), reason)] if reason else []
     method, key = data.split.method, ("data", "split", "method")
     groups = domain.groups if domain else {method: ""}
-    if method not in (known := ["random", "given", "column", *groups]):
+    known = list(getattr(task, "splits", None) or ["random", "given", "column", *groups])  # a task may have its own
+    if method not in known:
         problems.append((key, _unknown("split method", method, known)))
     elif method == "given" and data.source is None:
         instead = "write method: column with the column of the words train, valid, test"
@@ -218,6 +225,8 @@ def _unreadable(path: str, domain: Domain | None) -> str | None:
     from zoo.data.tables import CORE_SUFFIXES
 
     file = Path(path)
+    if domain is not None and path.rstrip("/").lower().endswith(domain.formats or ("/",)):
+        return None  # folders, patterns and addresses too: the task that reads them says what is wrong
     looked = "" if file.is_absolute() else f" (looked in {Path.cwd()})"
     if file.is_dir():
         return f"{path} is a folder; name a file"
@@ -225,7 +234,7 @@ def _unreadable(path: str, domain: Domain | None) -> str | None:
         beside = [f.name for f in file.parent.iterdir() if f.is_file()] if file.parent.is_dir() else []
         close = nearest(file.name, beside)
         return f"{path}: no such file{looked}" + (f'; did you mean "{file.with_name(close)}"?' if close else "")
-    suffixes = sorted({*CORE_SUFFIXES, *(domain.readers if domain else ())})
+    suffixes = sorted({*CORE_SUFFIXES, *(domain.readers if domain else ()), *(domain.formats if domain else ())})
     if domain is not None and file.suffix.lower() not in suffixes:
         return f'{path}: files of type "{file.suffix}" cannot be read (readable: {", ".join(suffixes)})'
     try:
@@ -238,10 +247,12 @@ def _unreadable(path: str, domain: Domain | None) -> str | None:
 # -------------------------------------------------------------------------------------- checkpoint and budget
 
 
-def _checkpoint(checkpoint: str) -> Problems:
+def _checkpoint(checkpoint: str, card: ModelCard | None) -> Problems:
     from zoo.weights.source import FileSource, GeneratedSource, parse
 
     words = ["pretrained", "random"]
+    if checkpoint == "pretrained" and card is not None and card.source is None:
+        return [(("checkpoint",), card.no_weights)]
     if checkpoint in words:
         return []
     try:

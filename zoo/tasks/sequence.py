@@ -14,6 +14,7 @@ from zoo.card import ModelCard, Source, load_ref
 from zoo.data.prepare import Data, Example, cleaner, fit, prepare_sequences
 from zoo.data.tables import column
 from zoo.domain import DataRequest, Head, Tokenizer
+from zoo.errors import InputError
 from zoo.tasks.vocabulary import computed, scores_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class SequenceTask(ABC):
     def use_tokenizer(self, card: ModelCard, fetch: Callable[[Source], Path]) -> None:
         """Make the card's tokenizer; its files are fetched if it needs any."""
         if self._tokenizer is None:
-            self._tokenizer = load_ref(card.tokenizer)(fetch(card.source) if card.tokenizer_files else None)
+            self._tokenizer = tokenizer_of(card, fetch)
 
     def prepare(self, request: DataRequest, fetch: Callable[[Source], Path]) -> Data:
         self.use_tokenizer(request.card, fetch)
@@ -136,6 +137,15 @@ class SequenceTask(ABC):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         return
+
+
+def tokenizer_of(card: ModelCard, fetch: Callable[[Source], Path]) -> Tokenizer:
+    """The card's tokenizer; its files are fetched if it needs any. Raises `InputError` for a card that has none."""
+    if card.tokenizer is None:
+        raise InputError(f"{card.name} has no tokenizer: its inputs are no text")
+    files = fetch(card.source) if card.source and card.tokenizer_files else None
+    made: Tokenizer = load_ref(card.tokenizer)(files)
+    return made
 
 
 def logits(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

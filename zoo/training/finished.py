@@ -139,6 +139,9 @@ def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
 
     Raises `InputError` for a `target` of another kind, and where it would replace the file that is read.
     """
+    if (own := getattr(run.job.task, "predict_file", None)) is not None:  # a task whose predictions are no table
+        found: tuple[int, int] = own(run.job, run.model, run.device, source, target)
+        return found
     kind = target.suffix.lower()
     if kind not in CORE_SUFFIXES:
         kinds = ", ".join(CORE_SUFFIXES)

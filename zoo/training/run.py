@@ -52,7 +52,7 @@ def plan(job: Job, *, local_only: bool = True, exhaustive: bool = False) -> tupl
     `exhaustive`: see `decide`.
     """
     sources = [job.dataset.source] if job.dataset else []
-    sources += [job.card.source] if job.card.tokenizer_files else []
+    sources += [job.card.source] if job.card.source and job.card.tokenizer_files else []
     local = not local_only or all(is_local(source) for source in sources)
     workload, data = survey(job, fetcher(progress=False), local=local)
     return decide(job, workload, limits_of(job.recipe.budget), exhaustive=exhaustive), workload, data

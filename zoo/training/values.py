@@ -43,6 +43,8 @@ def values_for(
     if checkpoint == "random":
         return initialise_and_load(model, None, seed)
     source = card.source if checkpoint == "pretrained" else Source(uri=checkpoint)
+    if source is None:
+        raise WeightsError(card.no_weights)
     state = _read(card, source, fetch(source, progress=progress, name=card.name))
     return initialise_and_load(model, state, seed, reference=reference)
 
