@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from zoo.errors import InputError
 from zoo.meteorology.contents import Stored
 from zoo.meteorology.files import open_dataset
 from zoo.meteorology.grids import Layout
@@ -159,7 +160,7 @@ class Reader:
         """The block that holds a time of a part's file.
 
         Several blocks are read at once where the one before was asked for last: twice as many each time, up to
-        4 MiB, because small reads cost more than their bytes.
+        4 MiB, because small reads cost more than their bytes. Raises `InputError` where the file is damaged there.
         """
         length = part.block_length()
         start = time - time % length
@@ -169,21 +170,32 @@ class Reader:
         if found is None:
             most = max(_READ_AHEAD // (length * part.state_bytes), 1)
             ahead = min(2 * ahead, most) if start == expected else 1
-            self._read(part, start, length, min(ahead, -(-(part.times - start) // length)))
+            ahead = self._read(part, start, length, min(ahead, -(-(part.times - start) // length)))
             found = self.cache.get((key, start))
             assert found is not None  # it was put there just now, and is the most recent one
             self._next[key] = (start + ahead * length, ahead)
         return found
 
-    def _read(self, part: Part, start: int, length: int, count: int) -> None:
+    def _read(self, part: Part, start: int, length: int, count: int) -> int:
+        """Read blocks into the cache, and say how many it were: one where those ahead are damaged."""
         stop = min(start + count * length, part.times)
-        values = part.read(self.handles, start, stop)
+        try:
+            values = part.read(self.handles, start, stop)
+        except (OSError, RuntimeError, ValueError) as error:
+            if count > 1:
+                return self._read(part, start, length, 1)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(
+                f"{part.path}: variable {part.stored.variable} cannot be read at times {start} to {stop - 1} of the "
+                f"file ({reason}); fetch the file again, or set unreadable: skip to leave such times out"
+            ) from error
         # a sum is finite only where every value is, and much cheaper than looking at each
         with np.errstate(invalid="ignore", over="ignore"):
             finite = np.isfinite(values.reshape(*values.shape[:2], -1).sum(axis=-1))
         for first in reversed(range(0, stop - start, length)):  # the one asked for is the most recent in the end
             of_block = slice(first, first + length)
             self.cache.put((part.key, start + first), Block(start + first, values[of_block], finite[of_block]))
+        return count
 
     def forget(self) -> None:
         """Let go of what was read, and close files."""

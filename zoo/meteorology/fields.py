@@ -132,7 +132,7 @@ class Fields:
         """States by index of time: (V H W) of one, (T V H W) of several, float32, in the table's units.
 
         `names` chooses and orders fields (None: all). Raises `InputError` where a value is not finite, unless `nan`
-        is ``allow``, for a name that is not among the fields and for an index that is beyond the times.
+        is ``allow``, where a file is damaged, for a name that is not a field and for an index beyond the times.
         """
         chosen = list(range(len(self.names))) if names is None else self.places(names)
         if isinstance(times, int | np.integer):
@@ -202,8 +202,8 @@ class Fields:
         for index in range(len(self)):
             try:
                 broken = self.broken_fields(index)
-            except (OSError, RuntimeError, ValueError) as error:
-                found[index] = f"{self.axis.label(index)}: cannot be read ({next(iter(str(error).splitlines()), '')})"
+            except InputError as error:
+                found[index] = f"{self.axis.label(index)}: {error}"
                 continue
             if broken:
                 found[index] = f"{self.axis.label(index)}: values missing or not finite in {', '.join(broken)}"

@@ -202,8 +202,9 @@ def identify(
     """Which variable a file's `name` and attributes mean, or None.
 
     The name decides before ``GRIB_shortName``, and that before ``standard_name`` and ``long_name``. Where the same
-    name is used on levels and near the ground (``air_temperature``), having levels or a height of at most 10 m
-    decides; a name that is used on levels keeps that meaning where neither is given, for files of a single level.
+    name of CF is used on levels and near the ground (``air_temperature``), having levels decides; so does a height of
+    at most 10 m for any name. A short name (``t``) without either keeps its meaning on levels: such a file is of one
+    level, which the recipe says.
     """
     given = (name, name.lower(), attributes.get("GRIB_shortName"), attributes.get("GRIB_cfVarName"))
     for alias in (*given, attributes.get("standard_name"), _snake(attributes.get("long_name"))):

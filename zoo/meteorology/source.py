@@ -138,7 +138,8 @@ def _reason(found: Sequence[Contents], name: str) -> str:
         for ignored, reason in c.ignored.items():
             known = identify(ignored, {}, on_levels=False, height_m=None)
             if ignored == variable or (known and known.name == variable):
-                return f"; variable {ignored} of {c.path} is not used: {reason}"
+                short = reason.removeprefix(f"{c.path}: variable {ignored}: ")
+                return f"; variable {ignored} of {c.path} is not used: {short}"
     return ""
 
 
