@@ -15,6 +15,9 @@ from zoo.errors import InputError
 from zoo.meteorology.scores import Weights
 from zoo.meteorology.verification import Missing, Verification, same_points
 
+Normal = Callable[[np.datetime64], xr.Dataset]
+"""What is expected at a time."""
+
 Times = NDArray[np.datetime64]
 
 FORECAST, PERSISTENCE, CLIMATOLOGY = "forecast", "persistence", "climatology"
@@ -23,7 +26,7 @@ FORECAST, PERSISTENCE, CLIMATOLOGY = "forecast", "persistence", "climatology"
 def evaluate(
     forecast: xr.Dataset,
     truth: xr.Dataset,
-    climatology: xr.Dataset | None = None,
+    climatology: xr.Dataset | Normal | None = None,
     *,
     weights: Weights = "area",
     missing: Missing = "propagate",
@@ -35,11 +38,11 @@ def evaluate(
     """Scores of every variable by metric, system, lead time and level; see `Verification.scores`.
 
     `forecast` has dimensions ``time`` (start) and ``prediction_timedelta`` (see `zoo.meteorology.forecast_file`),
-    `truth` has ``time``, `climatology` what `climatology_at` takes; variables of the forecast are scored, and all may
-    be lazy: states of truth are kept for as many times as there are lead times, forecasts one at a time. Systems are
-    ``forecast``, ``persistence`` (truth at the start) and ``climatology``, over the same forecasts. Where truth lacks
-    a time, that forecast is an error, or with ``missing_times="skip"`` left out of all systems and counted in the
-    attribute ``forecasts_without_truth``. `progress` is told how many of how many forecasts are done.
+    `truth` has ``time``, `climatology` is what `climatology_at` takes or a function of the time. Variables of the
+    forecast are scored, and all may be lazy: twice as many states of truth as lead times are kept, forecasts one at a
+    time. Systems are ``forecast``, ``persistence`` (truth at the start) and ``climatology``, over the same forecasts.
+    Where truth lacks a time, that forecast is an error, or with ``missing_times="skip"`` left out of all systems and
+    counted in the attribute ``forecasts_without_truth``. `progress` is told how many of how many are done.
 
     Raises `InputError` for missing dimensions, variables, times and for what `Verification.add` refuses.
     """
@@ -53,7 +56,7 @@ def evaluate(
 def verify(
     forecast: xr.Dataset,
     truth: xr.Dataset,
-    climatology: xr.Dataset | None = None,
+    climatology: xr.Dataset | Normal | None = None,
     *,
     weights: Weights = "area",
     missing: Missing = "propagate",
@@ -81,7 +84,7 @@ def verify(
         for j, lead in enumerate(leads):
             if (places := wanted[start, lead]) is not None:
                 observed = states.at(places[1])
-                normal = None if climatology is None else climatology_at(climatology[names], start + lead).compute()
+                normal = _normal(climatology, names, start + lead)
                 one = forecast.isel(time=i, prediction_timedelta=j).compute()
                 verification.add(FORECAST, lead, one, observed, normal)
                 like = one.isel({d: 0 for d in ("number", "realization") if d in one.dims})
@@ -93,6 +96,12 @@ def verify(
             if progress:
                 progress(done, len(wanted))
     return verification, len(absent)
+
+
+def _normal(climatology: xr.Dataset | Normal | None, names: list[str], time: np.datetime64) -> xr.Dataset | None:
+    if climatology is None or callable(climatology):
+        return climatology(time) if climatology is not None else None
+    return climatology_at(climatology[names], time).compute()
 
 
 def climatology_at(climatology: xr.Dataset, time: np.datetime64) -> xr.Dataset:
