@@ -31,7 +31,9 @@ from zoo.training.values import loader_of
 from zoo.units import GIB
 
 LENGTHS = (17, 9, 30, 12)
-KINDS: tuple[Technique, ...] = (BlockCheckpointing(), BlockCheckpointing(every=2), SelectiveCheckpointing())
+KINDS: tuple[Technique, ...] = (
+    BlockCheckpointing(), BlockCheckpointing(every=2), BlockCheckpointing(offload=True), SelectiveCheckpointing(),
+)  # fmt: skip
 by_name = pytest.mark.parametrize("technique", KINDS, ids=lambda t: t.describe())
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
 
@@ -252,6 +254,8 @@ def test_what_is_saved_has_the_same_names_and_values(
     [
         ("esm2_t6_8m", SelectiveCheckpointing()),
         ("esm2_t6_8m", BlockCheckpointing(every=2)),
+        ("esm2_t6_8m", BlockCheckpointing(offload=True)),
+        ("rxnmapper_albert", BlockCheckpointing(offload=True)),
         ("antiberty", SelectiveCheckpointing()),
         ("rxnmapper_albert", SelectiveCheckpointing()),
     ],

@@ -373,7 +373,7 @@ class _Alone:
         self.params = [nn.Parameter(p.detach().to(dtype)) for p in params]
         self.learning_rate, self.weight_decay, self.seed = 0.01, 0.1, 0
         self.master_weights = dtype != torch.float32
-        self.stochastic_rounding = False
+        self.stochastic_rounding = self.steps_on_host = False
         self.reference: dict[nn.Parameter, torch.Tensor] = {}
         self.optimizer: Any = None
 
