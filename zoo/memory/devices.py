@@ -96,7 +96,8 @@ class Device(Frozen):
         from zoo.memory.roofline import Rates
 
         link = self.host_link or self.memory_bandwidth  # a CPU has nothing to cross
-        return Rates(self.fp32, self.bf16 or self.fp16, self.memory_bandwidth, self.launch_seconds, link)
+        cpu = self.vendor == "host"
+        return Rates(self.fp32, self.bf16 or self.fp16, self.memory_bandwidth, self.launch_seconds, link, cpu=cpu)
 
 
 def devices() -> Mapping[str, Device]:
