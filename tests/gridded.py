@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,15 @@ def write(path: Path, data: xr.Dataset, **options: Any) -> str:
 def expected(hour: float, level: float, latitudes: Any, longitudes: Any) -> Any:
     """A field of the dataset on any grid, float32."""
     return value(hour, level, np.asarray(latitudes)[:, None], np.asarray(longitudes)[None, :]).astype(np.float32)
+
+
+def z_files() -> dict[int, str]:
+    """Monthly heights that are handed around beside the project, by level in hPa.
+
+    ``$ZOO_SHARED_DATA`` or ``../shared/data`` beside the repository has them; a test that needs them fails without.
+    """
+    folder = Path(os.environ.get("ZOO_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    found = {level: folder / f"z{level}_monthly.nc" for level in (200, 500)}
+    missing = [str(path) for path in found.values() if not path.is_file()]
+    assert not missing, f"{', '.join(missing)}: set ZOO_SHARED_DATA to the folder that has these files"
+    return {level: str(path) for level, path in found.items()}

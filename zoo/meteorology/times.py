@@ -161,7 +161,8 @@ def _lattice(months: Integers, day: Integers, hour: Floats, hours: Floats) -> tu
     anchor = count[int(np.argmax(differences == step))]
     places = (count - anchor) / step
     nearest_place = np.round(places)
-    slots = np.where(np.abs(places - nearest_place) < 1e-6, nearest_place - nearest_place.min(), -1)
+    regular = np.abs(places - nearest_place) < 1e-6
+    slots = np.where(regular, nearest_place - nearest_place[regular].min(), -1)
     return slots.astype(np.int64), step, "months" if by_month else "hours"
 
 

@@ -27,8 +27,8 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
     Where the URI itself names one file and `source.files` is empty, it is that file. Without `source.files` a
     ``pypi:`` or ``sdist:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads; a
     ``generate:`` source makes one file, which must be named. A second call touches no network and makes nothing.
-    `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of the model or
-    dataset) makes the error of a missing file more helpful.
+    `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of
+    the model or dataset) makes the error of a missing file more helpful.
 
     Raises `InputError` for a malformed source and `WeightsError` where files cannot be had or checksums differ;
     nothing unverified is left in the cache.
