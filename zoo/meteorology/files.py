@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import importlib
@@ -79,6 +80,8 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
     kind = _format(path)
     _needs("xarray", "meteorology", path)
     _needs(ENGINES[kind], _EXTRA[kind], path)
+    with contextlib.suppress(ImportError):
+        import pyproj  # noqa: F401  of maps: before ecCodes, which xarray loads, for in the other order PROJ aborts
     import xarray as xr
 
     options: dict[str, Any] = {"engine": ENGINES[kind].lower(), "cache": False, "chunks": None}
