@@ -126,13 +126,14 @@ def climatology_at(climatology: xr.Dataset, time: np.datetime64) -> xr.Dataset:
 def persistence_and_climatology(
     truth: xr.Dataset,
     leads_hours: Sequence[float],
-    climatology: xr.Dataset | None = None,
+    climatology: xr.Dataset | Normal | None = None,
     *,
     every: int = 1,
     weights: Weights = "area",
 ) -> xr.Dataset:
     """Scores of persistence and climatology alone on `truth`, from every `every`-th state: the floor of a dataset."""
     verification = Verification(weights=weights, spectrum=False)
+    names = [str(name) for name in truth.data_vars]
     times = truth["time"].values.astype("datetime64[ns]")
     states = _Recent(truth, 2 * len(leads_hours) + 1)
     for start in times[::every]:
@@ -140,10 +141,10 @@ def persistence_and_climatology(
             if (places := _places(times, start, lead, True)) is None:
                 continue
             observed = states.at(places[1])
-            normal = None if climatology is None else climatology_at(climatology, start + lead).compute()
+            normal = _normal(climatology, names, start + lead)
             verification.add(PERSISTENCE, lead, states.at(places[0]), observed, normal)
             if normal is not None:
-                verification.add(CLIMATOLOGY, lead, normal, observed, normal)
+                verification.add(CLIMATOLOGY, lead, _as(observed, normal), observed, normal)
     return verification.scores()
 
 

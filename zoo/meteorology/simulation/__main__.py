@@ -27,6 +27,8 @@ def write(path: Path, settings: Settings) -> None:
     """Simulate into a NetCDF file, saying ``DONE/TOTAL`` on standard output."""
     import netCDF4
 
+    total = settings.states + settings.spin_up_days * 24 // HOURS_PER_STATE
+    print(f"0/{total}", flush=True)  # the first steps take seconds to compile
     model = Model(settings)
     with netCDF4.Dataset(path, "w") as file:
         file.setncatts(settings.attributes())
@@ -52,7 +54,6 @@ def write(path: Path, settings: Settings) -> None:
             variable = file.createVariable(name, "f4", dims, contiguous=True, fill_value=False)
             variable.setncatts({"units": units, "standard_name": standard, "long_name": long})
         kept = 0
-        total = settings.states + settings.spin_up_days * 24 // HOURS_PER_STATE
         for done, state in enumerate(states(model), start=1):
             if state is not None:
                 for name, field in on_pressure_levels(state, settings.levels).items():

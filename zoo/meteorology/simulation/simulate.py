@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -62,7 +63,8 @@ def simulate(
     except OSError as error:
         raise ZooError(f"simulation: cannot write {target} ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file, which is then what the caller hears of
+            temporary.unlink(missing_ok=True)
     return target
 
 
