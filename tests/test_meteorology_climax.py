@@ -121,9 +121,9 @@ def test_parameter_counts_are_the_published_ones(grid: tuple[int, int], patch_si
 
 
 def test_the_released_models_know_48_variables() -> None:
-    assert len(climax.VARIABLES) == len(set(climax.VARIABLES)) == 48
-    assert climax.VARIABLES[2] == "lattitude"
-    assert climax.VARIABLES[-1] == "specific_humidity_925"
+    assert len(released.CLIMAX) == len(set(released.CLIMAX)) == 48
+    assert released.CLIMAX[2] == "lattitude"
+    assert released.CLIMAX[-1] == "specific_humidity_925"
 
 
 def test_the_order_of_variables_does_not_matter_and_a_subset_does() -> None:

@@ -68,9 +68,9 @@ def test_parameter_count_is_the_published_one() -> None:
 
 
 def test_the_released_model_knows_69_variables() -> None:
-    assert len(stormer.VARIABLES) == len(set(stormer.VARIABLES)) == 69
-    assert stormer.VARIABLES[:5] == (*stormer.VARIABLES[:4], "geopotential_50")
-    assert stormer.VARIABLES[-1] == "specific_humidity_1000"
+    assert len(released.STORMER) == len(set(released.STORMER)) == 69
+    assert released.STORMER[:5] == (*released.STORMER[:4], "geopotential_50")
+    assert released.STORMER[-1] == "specific_humidity_1000"
 
 
 def test_a_new_model_predicts_no_difference() -> None:

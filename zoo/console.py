@@ -106,6 +106,10 @@ def _show_others(job: Job, decision: Decision, *, show_all: bool) -> None:
         console.print(table)
 
 
+FEW = 6
+"""Metrics that are shown side by side."""
+
+
 class TrainingView(Watcher):
     """A progress line with loss, samples per second, memory and remaining time; validation lines above it."""
 
@@ -160,7 +164,7 @@ class TrainingView(Watcher):
 
     def evaluated(self, step: int, metrics: dict[str, float], best: bool) -> None:
         if not self.quiet:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:FEW])
             self._progress.console.print(f"step {step:5d}  valid: {shown}{'  [green]best[/]' if best else ''}")
 
     def ran_out(self, what: str) -> None:
@@ -180,13 +184,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Metrics against the floors, and predicted beside measured memory."""
     test = summary["metrics"].get("test", {})
     floors: Mapping[str, Mapping[str, float]] = summary.get("baselines", {})
-    table = Table(
-        "test metrics", *test, box=None, padding=(0, 2), title=f"split {summary['split']}", title_justify="left"
-    )
     trained = f"{summary['model']} ({summary['checkpoint']})"
-    for name, metrics in ((trained, test), *floors.items()):
-        table.add_row(name, *(f"{metrics[m]:.4f}" if m in metrics else "-" for m in test))
-    console.print(table)
+    console.print(_metrics("test metrics", {trained: test, **floors}, list(test), summary["split"]))
     memory = summary["memory"]
     table = Table("memory", "predicted", "measured", "error", box=None, padding=(0, 2))
     for phase in ("peak", *PHASES):
@@ -201,10 +200,19 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
 def show_metrics(found: Mapping[str, Mapping[str, float]], split: str) -> None:
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
-    table = Table("part", *names, box=None, padding=(0, 2), title=f"split {split}", title_justify="left")
-    for part, metrics in found.items():
-        table.add_row(part, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names))
-    console.print(table)
+    console.print(_metrics("part", found, names, split))
+
+
+def _metrics(corner: str, found: Mapping[str, Mapping[str, float]], names: Sequence[str], split: str) -> Table:
+    """A row for each of what is scored, or a column where there are more metrics than fit side by side."""
+    shown = {who: [f"{metrics[n]:.4f}" if n in metrics else "-" for n in names] for who, metrics in found.items()}
+    down = len(names) > FEW
+    table = Table(corner, *(shown if down else names), box=None, padding=(0, 2), title=f"split {split}")
+    table.title_justify = "left"
+    rows = [(name, *values) for name, values in zip(names, zip(*shown.values(), strict=True), strict=True)]
+    for row in rows if down else [(who, *values) for who, values in shown.items()]:
+        table.add_row(*row)
+    return table
 
 
 def show_models(cards: Sequence[ModelCard]) -> None:

@@ -1,1 +1,14 @@
-"""Meteorology: weather transformers in plain PyTorch, their checkpoints, losses and scores."""
+"""Meteorology: fields of the atmosphere on grids, from NetCDF, Zarr or GRIB files to scored forecasts."""
+
+from __future__ import annotations
+
+from zoo.domain import Domain, cards_in
+
+DOMAIN = Domain(
+    name="meteorology",
+    title="Meteorology: forecasts of fields on the globe",
+    models=cards_in("zoo.meteorology.models"),
+    tasks={"forecast": "zoo.meteorology.forecasting:Forecast"},
+    formats=(".nc", ".nc4", ".zarr", ".grib", ".grib2", ".grb"),
+    extra="meteorology",
+)

@@ -16,7 +16,7 @@ from zoo.meteorology.saving import restore, save
 from zoo.meteorology.times import TimeAxis
 
 Array = npt.NDArray[np.float64]
-GROUPINGS = ("month", "day")
+GROUPINGS = ("month", "day", "all")
 DAYS = 366
 _KIND = "a climatology"
 
@@ -26,7 +26,8 @@ class Climatology:
     """`mean` (G V H W) of G groups of times, in the units of the table of names, and `count` (G) of times in each.
 
     With grouping ``month`` there are 12 groups. With ``day`` there is one for each day of the year (1 to 366) and each
-    of `hours`; the mean is over `window_days` days on either side too (all alike), across the turn of the year.
+    of `hours`; the mean is over `window_days` days on either side too (all alike), across the turn of the year. With
+    ``all`` there is one group: the mean state, of a world without seasons or of data of less than a year.
     """
 
     names: tuple[str, ...]
@@ -82,7 +83,7 @@ def measure_climatology(
     chosen = tuple(series[0].names if names is None else names)
     pairs = [(fields, np.asarray(indices, dtype=np.int64)) for fields, indices in zip(series, times, strict=True)]
     hours = tuple(sorted({float(hour) for fields, indices in pairs for hour in fields.axis.hour_of_day[indices]}))
-    groups = 12 if grouping == "month" else DAYS * len(hours)
+    groups = {"month": 12, "day": DAYS * len(hours), "all": 1}[grouping]
     total = np.zeros((groups, len(chosen), *series[0].grid.shape))
     count = np.zeros(groups, dtype=np.int64)
     for fields, indices in pairs:
@@ -104,6 +105,8 @@ def _groups(axis: TimeAxis, grouping: str, hours: Sequence[float]) -> npt.NDArra
     """The group of each time; -1 where its hour is not among `hours`."""
     if grouping == "month":
         return axis.month - 1
+    if grouping == "all":
+        return np.zeros(len(axis), dtype=np.int64)
     place = {hour: i for i, hour in enumerate(hours)}
     hour = np.array([place.get(float(h), -1) for h in axis.hour_of_day], dtype=np.int64)
     return np.where(hour < 0, -1, (axis.day_of_year - 1) * len(hours) + hour)

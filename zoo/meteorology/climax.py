@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, WeightsError
 from zoo.meteorology.layers import DropPath, FeedForward, SelfAttention, initialise_linear
+from zoo.meteorology.released import CLIMAX
 from zoo.meteorology.variables import (
     Grid,
     VariableEmbedding,
@@ -28,22 +29,6 @@ from zoo.meteorology.variables import (
     variable_indices,
 )
 
-_LEVELS_HPA = (50, 250, 500, 600, 700, 850, 925)
-_ON_LEVELS = (
-    "geopotential", "u_component_of_wind", "v_component_of_wind", "temperature", "relative_humidity",
-    "specific_humidity",
-)  # fmt: skip
-VARIABLES = (
-    "land_sea_mask",
-    "orography",
-    "lattitude",  # spelled so in the released data and checkpoints
-    "2m_temperature",
-    "10m_u_component_of_wind",
-    "10m_v_component_of_wind",
-    *(f"{name}_{level}" for name in _ON_LEVELS for level in _LEVELS_HPA),
-)
-"""The 48 variables of the released checkpoints, in their order; levels in hPa."""
-
 
 class ClimaX(nn.Module):
     """ClimaX for `variables` on a grid of ``grid[0]`` latitudes x ``grid[1]`` longitudes.
@@ -55,7 +40,7 @@ class ClimaX(nn.Module):
 
     def __init__(
         self,
-        variables: Sequence[str] = VARIABLES,
+        variables: Sequence[str] = CLIMAX,
         *,
         grid: Grid = (32, 64),
         patch_size: int = 2,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import InputError, unknown
+from zoo.meteorology.climatology import Climatology
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.saving import restore, save
 from zoo.meteorology.scores import latitude_weights
@@ -120,11 +121,13 @@ def measure(
     weighting: str = "plain",
     difference_steps: int = 0,
     names: Sequence[str] | None = None,
+    less: Climatology | None = None,
 ) -> Statistics:
     """Statistics over the given indices of time of each series: those of the training part, and no others.
 
-    With `difference_steps` k both times of a pair are among them. Memory does not grow with the data. Raises
-    `InputError` for another weighting, no times, pairs of which there are none, and values that are not finite.
+    With `difference_steps` k both times of a pair are among them; with `less` they are of what departs from it.
+    Memory does not grow with the data. Raises `InputError` for another weighting, no times, pairs of which there are
+    none, and values that are not finite.
     """
     if weighting not in WEIGHTINGS:
         raise InputError(unknown("statistics", "weighting", weighting, WEIGHTINGS))
@@ -141,6 +144,8 @@ def measure(
             raise InputError(f"statistics: {fields.label} is on {fields.grid}, and {series[0].label} on {grid}")
         for one, other in _pairs(fields, indices, difference_steps):
             state = fields.read(one, chosen)
+            if less is not None:
+                state = state - less.at(fields.axis, one, chosen)
             moments.add(state if other is None else fields.read(other, chosen).astype(np.float64) - state)
     if not moments.count:
         what = f"pair of training times {difference_steps} steps apart" if difference_steps else "training time"

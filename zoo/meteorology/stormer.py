@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from zoo.errors import InputError, WeightsError
 from zoo.meteorology.layers import FeedForward, SelfAttention, initialise_linear
+from zoo.meteorology.released import STORMER
 from zoo.meteorology.variables import (
     Grid,
     VariableEmbedding,
@@ -29,17 +30,6 @@ from zoo.meteorology.variables import (
     variable_indices,
 )
 
-_LEVELS_HPA = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
-_ON_LEVELS = ("geopotential", "u_component_of_wind", "v_component_of_wind", "temperature", "specific_humidity")
-VARIABLES = (
-    "2m_temperature",
-    "10m_u_component_of_wind",
-    "10m_v_component_of_wind",
-    "mean_sea_level_pressure",
-    *(f"{name}_{level}" for name in _ON_LEVELS for level in _LEVELS_HPA),
-)
-"""The 69 variables of the released checkpoints, in their order; levels in hPa."""
-
 
 class Stormer(nn.Module):
     """Stormer for `variables` on a grid of ``grid[0]`` latitudes x ``grid[1]`` longitudes.
@@ -51,7 +41,7 @@ class Stormer(nn.Module):
 
     def __init__(
         self,
-        variables: Sequence[str] = VARIABLES,
+        variables: Sequence[str] = STORMER,
         *,
         grid: Grid = (128, 256),
         patch_size: int = 2,

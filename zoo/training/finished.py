@@ -54,6 +54,8 @@ class Run:
         file = RecipeFile(recipe, folder.recipe, "", tuple(resolved["overrides"]))
         job = resolve(file, needs_data=False)
         job.task.restore(resolved["task"])
+        if (files := getattr(job.task, "load_files", None)) is not None:
+            files(folder.path)
         plan = read_json(folder.plan, "chosen")["chosen"]
         device = training_device()
         model = load_model(job, folder.model, device, chosen=plan["techniques"])

@@ -142,6 +142,8 @@ def _train(
         micro = done.micro_batch_size or decision.chosen.micro_batch_size
         metrics, table = _test(setup, job, data, replace(decision.chosen, micro_batch_size=micro), longest)
     _write_predictions(folder, table)
+    if (keep := getattr(job.task, "save_files", None)) is not None:
+        keep(folder.path)
     summary: dict[str, Any] = {
         "name": job.recipe.name,
         "model": job.card.name,
@@ -165,8 +167,11 @@ def _train(
         "ran_out_of_memory": done.ran_out,
         "notes": setup.notes,
     }
+    own = getattr(job.task, "floors", None)  # floors that come with the predictions
+    if table and own is not None:
+        summary["baselines"] = own(table)
     if with_baselines:
-        summary["baselines"] = {**floors(job, data), **unadapted}
+        summary["baselines"] = {**summary.get("baselines", {}), **floors(job, data), **unadapted}
         if job.recipe.checkpoint != "random":
             other = replace(job, recipe=job.recipe.model_copy(update={"checkpoint": "random"}))
             watcher.compares("the same from random initialisation, to see what pretraining is worth")
@@ -220,6 +225,8 @@ def _metered(device: torch.device) -> Iterator[tuple[torch.device, Meter]]:
 def _resolved(job: Job) -> dict[str, Any]:
     """What makes a run this run and no other."""
     path = job.recipe.data.path
+    if path is not None and path.lower().endswith(job.domain.formats):
+        path = None  # a pattern, an address, terabytes: the task's state says what its files are
     return {
         "recipe": job.recipe.model_dump(mode="json"),
         "overrides": list(job.file.overrides),

@@ -1,0 +1,190 @@
+"""The states that a recipe's task reads: files opened, samples divided among the parts, and checked."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.card import Source
+from zoo.domain import DataRequest
+from zoo.errors import InputError
+from zoo.meteorology.fields import Fields
+from zoo.meteorology.files import File, Meaning, expand
+from zoo.meteorology.grids import Box, layout
+from zoo.meteorology.leaks import find_leaks
+from zoo.meteorology.samples import (
+    Samples,
+    Window,
+    make_samples,
+    parts_by_fractions,
+    parts_by_series,
+    parts_by_years,
+)
+from zoo.meteorology.source import open_fields
+
+Files = Mapping[str, Mapping[str, Mapping[str, Any]]]
+SPLITS = ("time", "series")
+"""Ways to divide times: in their order (fractions or years), or whole series."""
+LATITUDE, WEST = "ascending", 0.0
+"""How the released models were given the globe: rows from south to north, columns from longitude 0 to the east."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to read: fields, a region, what files do not say about themselves, and how the times are divided.
+
+    `files`: pattern of file names -> variable in the file -> ``name``, ``level`` (hPa), ``unit``. `years` and `series`
+    divide the times in other ways than the fractions of the recipe.
+    """
+
+    fields: tuple[str, ...]
+    box: Box | None = None
+    files: Files = field(default_factory=dict)
+    years: Mapping[str, tuple[int, int]] | None = None
+    series: Mapping[str, str] | None = None
+
+
+def open_archive(request: DataRequest, fetch: Callable[[Source], Path], wanted: Wanted) -> list[Fields]:
+    """The series of a recipe's data: one for each file of a dataset, or for each member of an ensemble.
+
+    Raises `InputError` with everything that is wrong in the files.
+    """
+    spec = request.recipe.data
+    if request.dataset is None:
+        places = {"": str(spec.path)}
+    else:
+        folder = fetch(request.dataset.source)
+        places = {key: str(folder / name) for key, name in request.dataset.files.items()}
+    grid = request.card.config.get("grid")
+    found: list[Fields] = []
+    for key, path in places.items():
+        found += open_fields(
+            _files(path, wanted.files, spec.columns),
+            wanted.fields,
+            latitude=LATITUDE,
+            west=WEST if wanted.box is None else None,
+            box=wanted.box,
+            shape=tuple(grid) if grid and wanted.box is None else None,
+            broken=spec.unreadable,
+            label=f"{request.dataset.name} {key}" if request.dataset and len(places) > 1 else None,
+        )
+    return found
+
+
+def _files(path: str, files: Files, columns: Mapping[str, str]) -> list[File]:
+    named = {name: Meaning(name=variable) for variable, name in columns.items()}
+    if not files:
+        return [File(path, named)]
+    found, unused = [], set(files)
+    for place in expand(File(path)):
+        patterns = [pattern for pattern in files if fnmatch.fnmatch(Path(place).name, pattern)]
+        unused -= set(patterns)
+        told = {name: Meaning(**facts) for pattern in patterns for name, facts in files[pattern].items()}
+        found.append(File(place, {**named, **told}))
+    if unused:
+        raise InputError(f"task: files: {', '.join(sorted(unused))}: no file of {path} has such a name")
+    return found
+
+
+def corner_of(fields: Fields, box: Box | None) -> tuple[int, int]:
+    """Row and column of the globe, as the models see it, where a region begins."""
+    if box is None:
+        return 0, 0
+    globe = layout(fields.label, fields.layout.file, latitude=LATITUDE, west=WEST).grid
+    first = fields.grid.latitudes[0], fields.grid.longitudes[0] % 360
+    row = int(np.argmin(np.abs(np.array(globe.latitudes) - first[0])))
+    return row, int(np.argmin(np.abs(np.array(globe.longitudes) - first[1])))
+
+
+class Archive:
+    """Series of states and the samples of each part; with the notes of what was left out.
+
+    `whole`: every sample is of the part ``train``, as for scoring a file that no model was trained on.
+    """
+
+    def __init__(self, series: Sequence[Fields], window: Window, request: DataRequest, wanted: Wanted) -> None:
+        self.series = list(series)
+        self.window = window
+        spec = request.recipe.data
+        axes = [fields.axis for fields in self.series]
+        self.bad: list[dict[int, str]] = [{} for _ in self.series]
+        if spec.unreadable == "skip":
+            self.bad = [fields.unreadable() for fields in self.series]
+        self.whole = spec.split.method not in SPLITS
+        if self.whole:
+            self.parts = [np.zeros(len(axis), dtype=np.int64) for axis in axes]
+        elif spec.split.method == "series":
+            self.parts = parts_by_series(axes, self._series_parts(request, wanted))
+        elif wanted.years is not None:
+            self.parts = parts_by_years(axes, wanted.years)
+        else:
+            self.parts = parts_by_fractions(axes, spec.split.fractions)
+        self.split = "whole file" if self.whole else spec.split.method
+        self.samples: dict[str, Samples] = make_samples(axes, self.parts, window, [set(bad) for bad in self.bad])
+        self.notes: dict[str, int] = {}
+        self._count(spec.leaked)
+
+    def _series_parts(self, request: DataRequest, wanted: Wanted) -> list[str]:
+        keys = list(request.dataset.files) if request.dataset else []
+        parts = dict(wanted.series or {})
+        if set(parts) != set(keys) or len(keys) != len(self.series):
+            raise InputError(
+                f"task: series: {parts or 'not given'}; with data.split.method: series say for each of "
+                f"{', '.join(keys) or 'the files of a dataset'} whether it is train, valid, test or none"
+            )
+        return [parts[key] for key in keys]
+
+    def _count(self, leaked: str) -> None:
+        """Notes of all that is left out, and of what parts share."""
+        for fields, bad in zip(self.series, self.bad, strict=True):
+            for reason, count in (*fields.notes.items(), ("times with values that are missing", len(bad))):
+                self.notes[reason] = self.notes.get(reason, 0) + count
+        if len(self.series) > 1:
+            leaks = find_leaks(self.series, self.samples)
+            for (one, other), count in leaks.states.items():
+                removed = ", samples of the first removed" if leaked == "remove" else ""
+                self.notes[f"states of {one} that are also in {other}{removed}"] = count
+            if leaked == "remove":
+                self.samples = leaks.remove(self.samples)
+        for part, samples in self.samples.items():
+            for reason, count in samples.lost.items():
+                self.notes[f"initial times of {part} left out {reason}"] = count
+        self.notes = {note: count for note, count in self.notes.items() if count}
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Sizes in bytes of the files by path, as far as they lie on this machine: what tells other data from this."""
+        places = dict.fromkeys(path for fields in self.series for path in fields.paths)
+        return {path: Path(path).stat().st_size if Path(path).is_file() else 0 for path in places}
+
+    @cached_property
+    def training_times(self) -> list[list[int]]:
+        """Indices of time, for each series, of the states that training samples touch."""
+        found: list[set[int]] = [set() for _ in self.series]
+        for number, index in self.samples["train"].states():
+            found[number].add(index)
+        return [sorted(times) for times in found]
+
+    def check_values(self) -> None:
+        """Raises `InputError` for the first values that are missing, where they are not to be skipped."""
+        problems = [
+            f"{fields.label}: {fields.axis.label(index)}: {reason}"
+            for fields, bad in zip(self.series, self.bad, strict=True)
+            if not bad
+            for index, reason in fields.unreadable().items()
+        ]
+        if problems:
+            more = f"{len(problems)} times cannot be used; mend them, or say data.unreadable: skip"
+            raise InputError([*problems[:10], more])
+
+    def read(self, part: str, number: int, lead: int) -> tuple[Fields, int, list[int]]:
+        """Series, index of the initial time, and indices of the targets of a sample."""
+        samples = self.samples[part]
+        given, targets = samples.indices(number, lead)
+        return self.series[int(samples.series[number])], given[-1], targets

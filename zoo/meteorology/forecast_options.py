@@ -1,0 +1,53 @@
+"""Options of a forecast, checked before any file is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zoo.errors import InputError, unknown
+from zoo.meteorology.archive import Files
+from zoo.meteorology.forcings import FORCINGS
+from zoo.meteorology.names import field_name, parse_field
+
+
+def canonical(name: str) -> str:
+    if name in FORCINGS:
+        return name
+    return field_name(*parse_field(name))
+
+
+def wrong_options(
+    variables: Sequence[str],
+    targets: Sequence[str] | None,
+    lead_hours: Sequence[float] | None,
+    lead_steps: Sequence[int] | None,
+    rollout: int,
+    forcings: Sequence[str] | None,
+    every: int,
+) -> list[str]:
+    """What is wrong with options of a forecast."""
+    problems = [f"{what}: none" for what, names in (("variables", variables), ("targets", targets)) if names == []]
+    if (lead_hours is None) == (lead_steps is None):
+        problems.append("give either lead_hours or lead_steps (for data whose step is a month or a year)")
+    for what, leads in (("lead_hours", lead_hours), ("lead_steps", lead_steps)):
+        if leads is not None and (not leads or min(leads) <= 0 or len(set(leads)) < len(leads)):
+            problems.append(f"{what}: {leads}; give different numbers above 0")
+    problems += [f"{what}: got {n}; it is 1 or more" for what, n in (("rollout", rollout), ("every", every)) if n < 1]
+    problems += [unknown("forcings", "forcing", name, FORCINGS) for name in forcings or () if name not in FORCINGS]
+    return problems
+
+
+_FACTS = ("name", "level", "unit")
+
+
+def checked(files: Files) -> Files:
+    problems = [
+        unknown(f"files: {pattern}: {variable}", "fact", fact, _FACTS)
+        for pattern, variables in files.items()
+        for variable, facts in variables.items()
+        for fact in facts
+        if fact not in _FACTS
+    ]
+    if problems:
+        raise InputError(problems)
+    return files

@@ -1,0 +1,381 @@
+"""The task of forecasting: fields at one time in, the same or other fields some hours later out.
+
+Legend of shapes: `B` batch, `V` fields given, `O` fields wanted, `R` steps of a rollout, `H` x `W` grid points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.card import ModelCard, Source
+from zoo.data.prepare import Data, Skipped
+from zoo.domain import Batch, DataRequest
+from zoo.errors import InputError
+from zoo.meteorology.archive import SPLITS, Archive, Wanted, corner_of, open_archive
+from zoo.meteorology.forcings import FORCINGS, forcing_fields
+from zoo.meteorology.forecast_options import canonical, checked, wrong_options
+from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
+from zoo.meteorology.forecasters import ForecastHead
+from zoo.meteorology.grids import Box
+from zoo.meteorology.learned import Learned, Predicts
+from zoo.meteorology.rollout import roll_out
+from zoo.meteorology.samples import Window
+from zoo.meteorology.scores import latitude_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Weighting = Literal["cosine", "area"]
+SOLAR = 5e6
+"""J m-2 in an hour that forcings of sunlight are divided by: about the most there is."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """An initial time: number `number` of the samples of `part`, forecast `steps` times by `lead` steps of the data.
+
+    A `lead` of 0 is drawn anew for each epoch.
+    """
+
+    row: int
+    text: str
+    part: str
+    number: int
+    lead: int = 0
+    steps: int = 1
+    target: str = ""
+
+
+class Forecast:
+    """Forecasts of fields, scored against what came, against persistence and against climatology.
+
+    Options: `variables` are the fields given, as ``geopotential_500``; `targets` those wanted (the same where nothing
+    is said). `lead_hours`, or `lead_steps` of the data (months, years), are the leads, of which one is drawn for each
+    sample of an epoch; a `rollout` of r goes r such steps, each from what the last one gave, and trains on all.
+    `predicts`: ``state``, ``difference`` (from the state given), or ``anomaly`` (from climatology; anomalies are given,
+    too); the model's own way where nothing is said. `weighting` of the loss over
+    latitudes is ``cosine`` (as ClimaX) or ``area``; scores weigh cells by their area. `target_weights` by field.
+    `forcings`: what is known of any time, see `zoo.meteorology.forcings`. `box`: a region, ``north, south, west,
+    east`` in degrees. `files`, `years` and `series`: see `zoo.meteorology.archive.Wanted`. `climatology`: ``day``,
+    ``month`` or ``all``. `every`: score each so-many-th initial time only.
+    """
+
+    name = "forecast"
+    monitor = "nrmse"
+    lower_is_better = True
+    splits = SPLITS
+
+    def __init__(
+        self,
+        variables: list[str],
+        targets: list[str] | None = None,
+        lead_hours: list[float] | None = None,
+        lead_steps: list[int] | None = None,
+        rollout: int = 1,
+        predicts: Predicts | None = None,
+        weighting: Weighting = "cosine",
+        target_weights: dict[str, float] | None = None,
+        forcings: list[str] | None = None,
+        box: dict[str, float] | None = None,
+        files: dict[str, dict[str, dict[str, Any]]] | None = None,
+        years: dict[str, tuple[int, int]] | None = None,
+        series: dict[str, str] | None = None,
+        climatology: Literal["day", "month", "all"] | None = None,
+        every: int = 1,
+    ) -> None:
+        problems = wrong_options(variables, targets, lead_hours, lead_steps, rollout, forcings, every)
+        self.variables = tuple(canonical(name) for name in variables)
+        self.targets_wanted = tuple(canonical(name) for name in targets or variables)
+        weights = {canonical(name): value for name, value in (target_weights or {}).items()}
+        if strange := [name for name in weights if name not in self.targets_wanted]:
+            problems.append(f"target_weights: {', '.join(strange)}: no target")
+        if any(value < 0 for value in weights.values()) or (weights and not any(weights.values())):
+            problems.append("target_weights: numbers >= 0, not all of them 0")
+        aside = [name for name in self.targets_wanted if name not in self.variables]
+        if aside and (rollout > 1 or predicts == "difference"):
+            what = f"rollout: {rollout}" if rollout > 1 else "predicts: difference"
+            problems.append(f"{what} needs every target among the variables; {', '.join(aside)} are not")
+        if problems:
+            raise InputError(problems)
+        self.target_weights = [weights.get(name, 1.0) for name in self.targets_wanted]
+        self.lead_hours, self.lead_steps = lead_hours, lead_steps
+        self.rollout, self.predicts, self.weighting, self.every = rollout, predicts, weighting, every
+        self.forcings = tuple(forcings or ())
+        self.wanted = Wanted(
+            tuple(dict.fromkeys((*self.variables, *self.targets_wanted))), Box(**box) if box else None,
+            checked(files or {}), years, series,
+        )  # fmt: skip
+        self.latitudes: tuple[float, ...] = ()
+        self.longitudes: tuple[float, ...] = ()
+        self.corner = (0, 0)
+        self.leads: tuple[int, ...] = ()
+        self.seed = 0
+        self.archive: Archive | None = None
+        self.learned = Learned(self.wanted.fields, self.targets_wanted, climatology)
+        self._drawn: tuple[int, Any] = (-1, None)
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    @property
+    def head(self) -> ForecastHead:
+        given = (*self.variables, *self.forcings)
+        grid = len(self.latitudes), len(self.longitudes)
+        return ForecastHead("forecast", len(self.targets_wanted), given, self.targets_wanted, grid, self.corner)
+
+    def prepare(self, request: DataRequest, fetch: Callable[[Source], Path]) -> Data:
+        self.learned.predicts = self.predicts or request.card.config.get("predicts", "state")
+        if self.learned.predicts == "difference" and (aside := set(self.targets_wanted) - set(self.variables)):
+            raise InputError(
+                f"{request.card.name} predicts differences: every target must be among the variables; "
+                f"{', '.join(sorted(aside))} are not; add them, or say predicts: state"
+            )
+        series = open_archive(request, fetch, self.wanted)
+        axis = series[0].axis
+        self.leads = tuple(self.lead_steps or (axis.steps(hours) for hours in self.lead_hours or ()))
+        self.archive = Archive(series, Window(self.leads, rollout=self.rollout), request, self.wanted)
+        grid = series[0].grid
+        self.latitudes, self.longitudes = grid.latitudes, grid.longitudes
+        self.corner = corner_of(series[0], self.wanted.box) if request.card.config.get("grid") else (0, 0)
+        self.seed = request.recipe.train.seed
+        self._drawn = -1, None
+        if not self.archive.whole:  # what is scored alone is measured against what the model was trained on
+            self.learned.from_archive(self.archive)
+        found, row = {}, 0
+        for part in ("train", "valid", "test"):
+            found[part] = self._initials(part, row, scored=part != "train" or self.archive.whole)
+            row += len(found[part])
+        if not self.archive.whole:
+            wanted = [part for part in ("valid", "test") if self._asked(request, part) and not found[part]]
+            if wanted:
+                lost = dict(self.archive.samples[wanted[0]].lost)
+                raise InputError(
+                    f"data.split: no sample in the {wanted[0]} part (left out: {lost or 'nothing'}); "
+                    "give it more times, or use shorter leads"
+                )
+        skipped = [
+            Skipped(index, "all", f"{fields.axis.label(index)}: {reason}")
+            for fields, bad in zip(series, self.archive.bad, strict=True)
+            for index, reason in bad.items()
+        ]
+        return Data(
+            found["train"], found["valid"], found["test"], self.archive.split, tuple(skipped), self.archive.notes
+        )
+
+    def _asked(self, request: DataRequest, part: str) -> bool:
+        """Whether the recipe's split has such a part."""
+        if request.recipe.data.split.method == "series":
+            return part in (self.wanted.series or {}).values()
+        if self.wanted.years is not None:
+            return part in self.wanted.years
+        return request.recipe.data.split.fractions[("train", "valid", "test").index(part)] > 0
+
+    def _initials(self, part: str, row: int, *, scored: bool) -> tuple[Initial, ...]:
+        archive = self._opened
+        samples = archive.samples[part]
+        found: list[Initial] = []
+        for number in range(0, len(samples), self.every if scored else 1):
+            axis = archive.series[int(samples.series[number])].axis
+            start = int(samples.start[number])
+            for lead in self.leads if scored else (0,):
+                for steps in range(1, self.rollout + 1) if scored else (self.rollout,):
+                    end = samples.indices(number, lead or max(self.leads))[1][steps - 1]
+                    label = axis.label(end) if scored else ""
+                    found.append(Initial(row + len(found), axis.label(start), part, number, lead, steps, label))
+        return tuple(found)
+
+    @property
+    def _opened(self) -> Archive:
+        if self.archive is None:
+            raise ValueError("forecast: no data yet: call prepare first")
+        return self.archive
+
+    def read_inputs(
+        self, request: DataRequest, fetch: Callable[[Source], Path], table: pd.DataFrame
+    ) -> tuple[list[Any], dict[int, str]]:
+        raise InputError("forecast: predicts from files of fields, not from tables; give a NetCDF, Zarr or GRIB file")
+
+    def length(self, example: Initial) -> int:
+        return self.points
+
+    @property
+    def points(self) -> int:
+        """Grid points of a field."""
+        return len(self.latitudes) * len(self.longitudes)
+
+    # ------------------------------------------------------------------------------------------------------ batches
+
+    def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
+        self.learned.predicts = self.predicts or card.config.get("predicts", "state")
+        if not self.latitudes:
+            self._assume(card)
+        head = self.head
+        inputs = {"fields": torch.zeros(rows, len(head.given), *head.grid), "hours": torch.zeros(rows)}
+        if self.learned.predicts == "difference":
+            inputs |= {name: torch.zeros(rows, head.outputs, 1, 1) for name in ("scale", "shift")}
+        if self.forcings and self.rollout > 1:
+            inputs["forcings"] = torch.zeros(rows, self.rollout - 1, len(self.forcings), *head.grid)
+        return Batch(inputs, torch.zeros(rows, self.rollout, head.outputs, *head.grid), rows)
+
+    def _assume(self, card: ModelCard) -> None:
+        """The whole of the model's own grid, where no data is at hand."""
+        if not card.config.get("grid"):
+            raise InputError(f"{card.name} is made for the grid of the data, which is not at hand; fetch it first")
+        rows, columns = card.config["grid"]
+        self.latitudes = tuple(float(v) for v in (np.arange(rows) + 0.5) * 180 / rows - 90)
+        self.longitudes = tuple(float(v) for v in np.arange(columns) * 360 / columns)
+
+    def collate(self, examples: Sequence[Initial], rows: Sequence[int], epoch: int | None) -> Batch:
+        made = [self._one(example, epoch) for example in examples]
+        whole = {name: torch.tensor(np.stack([one[name] for one in made])) for name in made[0]}
+        return Batch(whole, whole.pop("target"), len(made), tuple(rows))
+
+    def _one(self, example: Initial, epoch: int | None) -> dict[str, Any]:
+        archive = self._opened
+        lead = example.lead or self._lead(example, epoch)
+        fields, start, ends = archive.read(example.part, example.number, lead)
+        ends = ends[: example.steps]
+        states = self.learned.states
+        given = fields.read(start, self.variables) - self._usual(fields, [start], self.variables)[0]
+        wanted = fields.read(ends, self.targets_wanted)
+        hours = float(fields.axis.hours[ends[0]] - fields.axis.hours[start])
+        found: dict[str, Any] = {
+            "fields": np.concatenate([states.of(self.variables).normalise(given), self._forced(fields, start)]),
+            "hours": np.float32(hours),
+        }
+        own = states.of(self.targets_wanted)
+        if self.learned.predicts == "difference":
+            change = self.learned.differences(lead)
+            found["scale"] = (change.std / own.std).astype(np.float32)[:, None, None]
+            found["shift"] = (change.mean / own.std).astype(np.float32)[:, None, None]
+        if self.forcings and self.rollout > 1:
+            blank = [self._forced(fields, end) for end in ends[:-1]]
+            more = self.rollout - 1 - len(blank)
+            found["forcings"] = np.stack([*blank, *[self._forced(fields, start)] * more])
+        if epoch is not None:
+            found["target"] = own.normalise(wanted - self._usual(fields, ends, self.targets_wanted))
+            return found
+        nothing = np.full_like(wanted[-1], np.nan)
+        here = [name in self.variables for name in self.targets_wanted]
+        before = fields.read(start, self.targets_wanted) if all(here) else nothing
+        usual = self.learned.climatology.at(fields.axis, ends[-1], self.targets_wanted)
+        found["target"] = np.stack([wanted[-1], before, usual])
+        found["steps"], found["lead"] = np.int64(example.steps), np.int64(lead)
+        return found
+
+    def _usual(self, fields: Any, indices: Sequence[int], names: Sequence[str]) -> Any:
+        """What states are counted from at some times: (T V H W), or a number."""
+        less = self.learned.origin
+        return np.zeros(len(indices)) if less is None else np.stack([less.at(fields.axis, i, names) for i in indices])
+
+    def _forced(self, fields: Any, index: int) -> Any:
+        """Forcings at a time, about 1: (F H W)."""
+        if not self.forcings:
+            return np.empty((0, *fields.grid.shape), dtype=np.float32)
+        made = forcing_fields(self.forcings, fields.axis, index, fields.grid)
+        scale = [SOLAR if FORCINGS[name] == "J m-2" else 1.0 for name in self.forcings]
+        return made / np.array(scale, dtype=np.float32)[:, None, None]
+
+    def _lead(self, example: Initial, epoch: int | None) -> int:
+        if epoch is None:
+            return max(self.leads)
+        if self._drawn[0] != epoch:
+            self._drawn = epoch, self._opened.samples["train"].leads(self.seed, epoch)
+        return int(self._drawn[1][example.number])
+
+    # -------------------------------------------------------------------------------------------- loss and predictions
+
+    def _steps(self, model: nn.Module, batch: Batch, steps: int) -> Any:
+        return roll_out(model, batch.inputs, (*self.variables, *self.forcings), self.targets_wanted, steps)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Squared errors of normalised fields (of normalised differences), weighted by latitude and field."""
+        device = batch.targets.device
+        rows = torch.tensor(latitude_weights(self.latitudes, self.weighting), dtype=torch.float32, device=device)
+        fields = torch.tensor(self.target_weights, device=device)
+        weights = rows[:, None] * (fields * len(self.target_weights) / sum(self.target_weights))[:, None, None]
+        total = batch.targets.new_zeros(())
+        for step, said in enumerate(self._steps(model, batch, self.rollout)):
+            error = said - batch.targets[:, step]
+            if "scale" in batch.inputs:
+                error = error / batch.inputs["scale"]
+            total = total + (error.square() * weights).mean(dim=(1, 2, 3)).sum()
+        return total / self.rollout
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """Errors of each forecast, of persistence and of climatology, and the anomaly correlation, field by field."""
+        said = self.fields(model, batch)
+        truth, before, usual = (batch.targets[:, i].double().cpu().numpy() for i in range(3))
+        weights = latitude_weights(self.latitudes, "area")
+        hours = (batch.inputs["hours"] * batch.inputs["steps"]).tolist()
+        leads = (batch.inputs["lead"] * batch.inputs["steps"]).tolist()
+        found = []
+        for i, forecast in enumerate(said):
+            scores = scores_of(self.targets_wanted, forecast, truth[i], before[i], usual[i], weights)
+            found.append({"lead_steps": leads[i], "lead_hours": round(hours[i], 3), **scores})
+        return found
+
+    def fields(self, model: nn.Module, batch: Batch) -> Any:
+        """Forecasts (B O H W) in the units of the table of names, float64, each after the steps that it asks for."""
+        steps = [int(n) for n in batch.inputs["steps"]]
+        last: list[Any] = [None] * len(steps)
+        for number, said in enumerate(self._steps(model, batch, max(steps)), 1):
+            for i, wanted in enumerate(steps):
+                if wanted == number:
+                    last[i] = said[i]
+        normal = torch.stack(last).double().cpu().numpy()
+        own = self.learned.states.of(self.targets_wanted)
+        found = normal * own.std[:, None, None] + own.mean[:, None, None]
+        return found + batch.targets[:, 2].cpu().numpy() if self.learned.predicts == "anomaly" else found
+
+    def combine(
+        self, predictions: Sequence[Mapping[str, Any]], examples: Sequence[Initial]
+    ) -> dict[int, Mapping[str, Any]]:
+        return {example.row: prediction for example, prediction in zip(examples, predictions, strict=True)}
+
+    def targets(self, examples: Sequence[Initial]) -> dict[int, str]:
+        """The time that is forecast, by row."""
+        return {example.row: example.target for example in examples}
+
+    def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
+        return summary(predictions, self.targets_wanted, self.learned.states.of(self.targets_wanted).std)
+
+    def floors(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        """Metrics of persistence and climatology over the same forecasts."""
+        deviations = self.learned.states.of(self.targets_wanted).std
+        return {
+            system.rstrip("_"): found
+            for system in SYSTEMS[1:]
+            if (found := summary(predictions, self.targets_wanted, deviations, system))
+        }
+
+    # ------------------------------------------------------------------------------------------------- a finished run
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "latitudes": list(self.latitudes),
+            "longitudes": list(self.longitudes),
+            "corner": list(self.corner),
+            "leads": list(self.leads),
+            "files": self._opened.files,
+            **self.learned.to_json(self.leads),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.latitudes, self.longitudes = tuple(state["latitudes"]), tuple(state["longitudes"])
+        self.corner, self.leads = (state["corner"][0], state["corner"][1]), tuple(state["leads"])
+        self.learned.from_json(state)
+
+    def save_files(self, folder: Path) -> None:
+        """What a finished run needs and is too large for `state`."""
+        self.learned.save(folder)
+
+    def load_files(self, folder: Path) -> None:
+        self.learned.load(folder)

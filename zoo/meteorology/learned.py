@@ -1,0 +1,88 @@
+"""What a forecast takes from its training data: means, deviations and climatology, measured when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.meteorology.archive import Archive
+from zoo.meteorology.climatology import Climatology, load_climatology, measure_climatology, save_climatology
+from zoo.meteorology.statistics import Statistics, measure
+
+Predicts = Literal["state", "difference", "anomaly"]
+_FILE = "climatology.npz"
+
+
+class Learned:
+    """Statistics of `fields` and of the differences of `targets`, and a climatology by `grouping`.
+
+    Every point counts alike, as the released models were trained. With ``anomaly`` states are counted from climatology.
+    Raises `InputError` at the first use for values that are missing in the data.
+    """
+
+    def __init__(self, fields: tuple[str, ...], targets: tuple[str, ...], grouping: str | None) -> None:
+        self.fields, self.targets, self.grouping = fields, targets, grouping
+        self.predicts: Predicts = "state"
+        self.archive: Archive | None = None
+        self._states: Statistics | None = None
+        self._differences: dict[int, Statistics] = {}
+        self._climatology: Climatology | None = None
+
+    def from_archive(self, archive: Archive) -> None:
+        """Measure on this archive from now on, and forget what was measured before."""
+        self.archive, self._states, self._differences, self._climatology = archive, None, {}, None
+
+    @property
+    def _trained_on(self) -> Archive:
+        if self.archive is None:
+            raise ValueError("forecast: no data yet: call prepare first")
+        return self.archive
+
+    @property
+    def states(self) -> Statistics:
+        """Of the fields."""
+        if self._states is None:
+            archive = self._trained_on
+            archive.check_values()
+            self._states = measure(archive.series, archive.training_times, names=self.fields, less=self.origin)
+        return self._states
+
+    def differences(self, lead: int) -> Statistics:
+        """Of the differences of the targets over a lead in steps."""
+        if lead not in self._differences:
+            archive = self._trained_on
+            found = measure(archive.series, archive.training_times, names=self.targets, difference_steps=lead)
+            self._differences[lead] = found
+        return self._differences[lead]
+
+    @property
+    def climatology(self) -> Climatology:
+        """Of the fields."""
+        if self._climatology is None:
+            archive = self._trained_on
+            times = archive.training_times
+            found = measure_climatology(archive.series, times, names=self.fields, grouping=self.grouping)
+            self._climatology = found
+        return self._climatology
+
+    @property
+    def origin(self) -> Climatology | None:
+        """What states are counted from; None for zero."""
+        return self.climatology if self.predicts == "anomaly" else None
+
+    def to_json(self, leads: tuple[int, ...]) -> dict[str, Any]:
+        """All but the climatology, which is large."""
+        changes = {str(lead): self.differences(lead).to_json() for lead in leads if self.predicts == "difference"}
+        return {"predicts": self.predicts, "statistics": self.states.to_json(), "differences": changes}
+
+    def from_json(self, facts: Mapping[str, Any]) -> None:
+        self.predicts = facts["predicts"]
+        self._states = Statistics.from_json(facts["statistics"])
+        self._differences = {int(lead): Statistics.from_json(one) for lead, one in facts["differences"].items()}
+
+    def save(self, folder: Path) -> None:
+        save_climatology(folder / _FILE, self.climatology)
+
+    def load(self, folder: Path) -> None:
+        self._climatology = load_climatology(folder / _FILE)
