@@ -125,6 +125,7 @@ def test_datasets_are_listed(zoo: Zoo) -> None:
 def test_cards_are_shown(zoo: Zoo) -> None:
     assert zoo("show", "esm2_t48_15b", "--json").json["config"]["num_hidden_layers"] == 48
     assert zoo("show", "freesolv", "--json").json["rows"] == 642
+    assert "science-zoo[simulation]" in zoo("show", "held_suarez").out
     said = zoo("show", "esm2_t6_8M_")
     assert said.code == 2
     assert said.err.startswith(

@@ -50,6 +50,9 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
     for reason in decision.reasons:
         console.print(f"  - {reason}")
     _show_bar(chosen, max(budget, chosen.needed_bytes))
+    if held := chosen.estimate.host_by_category:
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(held.items(), key=lambda i: -i[1]))
+        console.print(f"  on the host: {format_bytes(chosen.host_bytes)} ({parts})")
     table = Table("phase", "predicted peak", box=None, padding=(0, 2))
     for phase in PHASES:
         table.add_row(phase, format_bytes(chosen.estimate.peak_by_phase.get(phase, 0)))
@@ -236,5 +239,5 @@ def show_card(card: ModelCard | DatasetCard) -> None:
             value = "\n".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, list):
             value = "\n".join(str(v) for v in value)
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))  # a card's words are words: [simulation] is no markup
     console.print(table)
