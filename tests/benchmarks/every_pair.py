@@ -22,14 +22,15 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.cpu_memory import write_section
-from tests.benchmarks.environment import versions
-from tests.benchmarks.models import registered
 from tests.small_models import SCRATCH, defaults, measured, predicted, task_of
 from zoo.domain import find_model
 from zoo.errors import InputError
 from zoo.step import PHASES
 from zoo.techniques import Technique, registry
+
+from .cpu_memory import write_section
+from .environment import versions
+from .models import registered
 
 SECTION = "every_pair"
 TOLERANCE = 0.01

@@ -30,9 +30,6 @@ from typing import Any
 import torch
 import yaml
 
-from tests.benchmarks.cpu_memory import write_section
-from tests.benchmarks.environment import versions
-from tests.benchmarks.models import registered, shallow
 from zoo.errors import InputError, TrainingError
 from zoo.memory.leaves import tensors_in
 from zoo.planner import decide, limits_of, survey
@@ -50,6 +47,10 @@ from zoo.training.recovery import Guard
 from zoo.training.run import build_for
 from zoo.units import GIB, MIB, format_bytes
 from zoo.weights import fetch
+
+from .cpu_memory import write_section
+from .environment import versions
+from .models import registered, shallow
 
 SECTION = "false_fits"
 STEPS = 3

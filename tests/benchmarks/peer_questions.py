@@ -1,9 +1,9 @@
 """What other estimators say of a training run: ``python peer_questions.py PEER < RUNS > ANSWERS``.
 
 Run by `tests.benchmarks.peers` in a process that has the peer and nothing of this project. RUNS is a JSON list of
-mappings (see `peers.py`), ANSWERS one of mappings from what is predicted (allocated, reserved, process) to MiB, what the
-peer is for first, or ``none``: the reason why it cannot say. Every peer is asked through its own public functions, and
-told all that it has a word for.
+mappings (see `peers.py`), ANSWERS one of mappings from what is predicted (allocated, reserved, process) to MiB, what
+the peer is for first, or ``none``: the reason why it cannot say. Every peer is asked through its own public functions,
+and told all that it has a word for.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 ``python -m tests.benchmarks.peers FILE ... [--write docs/benchmarks.md]`` takes the files of
 `tests.benchmarks.measured_gpus`, installs every peer with pip into a throw-away folder (without its dependencies: it
 finds this environment's torch), asks it in a process of its own, and prints its errors beside ours on the very rows
-that it can answer. What a peer is compared with is what it says that it predicts, reserved memory or that of the process;
-where that was not measured, its total without the terms for context, fragmentation and safety, with allocated memory.
+that it can answer. What a peer is compared with is what it says that it predicts, reserved memory or that of the
+process; where that was not measured, its total without the terms for context, fragmentation and safety is compared with
+allocated memory.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.cpu_memory import write_section
-from tests.benchmarks.environment import versions
-from tests.benchmarks.measured_gpus import Measured, compare, read
 from zoo.memory.devices import find
 from zoo.units import MIB
+
+from .cpu_memory import write_section
+from .environment import versions
+from .measured_gpus import Measured, compare, read
 
 SECTION = "peers"
 QUESTIONS = Path(__file__).with_name("peer_questions.py")

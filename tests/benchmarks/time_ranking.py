@@ -27,8 +27,6 @@ import torch
 import yaml
 from scipy.stats import spearmanr
 
-from tests.benchmarks.cpu_memory import write_section
-from tests.benchmarks.environment import versions
 from zoo.planner import limits_of, survey
 from zoo.plans import Plan
 from zoo.recipe_file import read_recipe
@@ -38,6 +36,9 @@ from zoo.techniques import registry
 from zoo.tracer import Tracer
 from zoo.training.run import build_for
 from zoo.weights import fetch
+
+from .cpu_memory import write_section
+from .environment import versions
 
 SECTION = "time_ranking"
 BAR = 0.9
