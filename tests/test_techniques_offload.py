@@ -15,7 +15,9 @@ from small_models import CPU, Steps, batches, changed, defaults, measured, predi
 from torch import nn
 
 from zoo import host as host_module
+from zoo import planner
 from zoo.card import ModelCard
+from zoo.console import show_plan
 from zoo.errors import InputError
 from zoo.host import DEVICE, HOST, LINK, PINNED, Host, place, placed
 from zoo.memory.allocator import on_host
@@ -24,8 +26,9 @@ from zoo.memory.ledger import Record
 from zoo.memory.roofline import Cost, Rates
 from zoo.memory.scaling import Tape
 from zoo.memory.trace import without_storage
-from zoo.planner import decide
+from zoo.planner import decide, limits_of, what_is_free
 from zoo.plans import Limits, Workload
+from zoo.recipe import Budget
 from zoo.resolve import load_job
 from zoo.step import PHASES, Setup, build, train_step
 from zoo.techniques import Technique
@@ -559,6 +562,37 @@ def test_the_host_is_a_budget(recipes: Recipes) -> None:
     assert {t.key: t.name for t in either.chosen.techniques}["offload"] == "none"
     assert any(r.reason.startswith("does not fit the host: ") for r in either.rejected)
     assert either.chosen.host_bytes == 0
+
+
+def test_beside_a_gpu_of_this_machine_the_host_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = find("cpu").memory_bytes
+    monkeypatch.setattr(planner, "detect", lambda: find("t4"))
+    found = limits_of(Budget()).host_bytes
+    assert found is not None
+    assert found == pytest.approx(here, rel=0.2)
+    assert limits_of(Budget(host=7)).host_bytes == 7
+    assert limits_of(Budget(gpu="t4")).host_bytes is None, "that of another machine is not known"
+    monkeypatch.setattr(planner, "detect", lambda: find("cpu"))
+    assert limits_of(Budget()).host_bytes is None, "host and device are one"
+
+
+def test_what_the_host_has_free_is_looked_at_before_training_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 16 * GIB))
+    gpu = torch.device("cuda")
+    free = what_is_free(Limits(find("t4"), 16 * GIB, None, "a test"), gpu).host_bytes
+    assert free == pytest.approx(find("cpu").memory_bytes, rel=0.2)
+    assert what_is_free(Limits(find("t4"), 16 * GIB, 5, "a test"), gpu).host_bytes == 5
+    assert what_is_free(Limits(find("t4"), 16 * GIB, 2**60, "a test"), gpu).host_bytes == pytest.approx(free, rel=0.2)
+    assert what_is_free(Limits(find("cpu"), GIB, None, "a test"), CPU).host_bytes is None
+
+
+def test_people_see_what_is_on_the_host(recipes: Recipes, capsys: pytest.CaptureFixture[str]) -> None:
+    job = recipes.job({"techniques.offload": "optimizer"})
+    for device, shown in (("t4", True), ("cpu", False)):
+        show_plan(job, decide(job, Workload(20, 16, "a test"), Limits(find(device), 8 * GIB, None, "a test")))
+        out = capsys.readouterr().out
+        assert ("on the host: " in out) == shown
+        assert not shown or "(optimizer " in out
 
 
 # ------------------------------------------------------------------------------------------------ places

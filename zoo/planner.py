@@ -28,19 +28,24 @@ from zoo.units import format_bytes
 def limits_of(budget: Budget) -> Limits:
     """What a recipe's budget allows. Without one, the machine's own device and all of its free memory.
 
+    Beside a GPU of this machine, the host is this machine too. Of one that is named, the host is not known.
     Raises `InputError` for a GPU that is not known.
     """
-    device = detect() if budget.gpu in (None, "auto") else find(str(budget.gpu))
+    own = budget.gpu in (None, "auto")
+    device = detect() if own else find(str(budget.gpu))
+    host = find("cpu").memory_bytes if own and budget.host is None and device.name != "cpu" else budget.host
     if budget.device is not None:
-        return Limits(device, budget.device, budget.host, f"{format_bytes(budget.device)} as the budget says")
+        return Limits(device, budget.device, host, f"{format_bytes(budget.device)} as the budget says")
     origin = "the budget's gpu" if budget.gpu else "no budget given: this machine"
-    return Limits(device, device.memory_bytes, budget.host, f"{device.title}, {origin}")
+    return Limits(device, device.memory_bytes, host, f"{device.title}, {origin}")
 
 
 def what_is_free(limits: Limits, device: torch.device) -> Limits:
     """The limits, lowered to what is free on the machine that is about to train, where that is less."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + (limits.device.context_bytes or 0)  # the context exists by now
+        beside = find("cpu").memory_bytes
+        limits = replace(limits, host_bytes=beside if limits.host_bytes is None else min(limits.host_bytes, beside))
     elif limits.device.name == "cpu":
         free = detect().memory_bytes
     else:
