@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from zoo.training.watcher import Watcher
@@ -210,7 +210,9 @@ def _metrics(corner: str, found: Mapping[str, Mapping[str, float]], names: Seque
     """A row for each of what is scored, or a column where there are more metrics than fit side by side."""
     shown = {who: [f"{metrics[n]:.4f}" if n in metrics else "-" for n in names] for who, metrics in found.items()}
     down = len(names) > FEW
-    table = Table(corner, *(shown if down else names), box=None, padding=(0, 2), title=f"split {split}")
+    table = Table(
+        Column(corner, overflow="fold"), *(shown if down else names), box=None, padding=(0, 2), title=f"split {split}"
+    )
     table.title_justify = "left"
     rows = [(name, *values) for name, values in zip(names, zip(*shown.values(), strict=True), strict=True)]
     for row in rows if down else [(who, *values) for who, values in shown.items()]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.card import Source
+from zoo.card import ModelCard, Source
 from zoo.domain import DataRequest
 from zoo.errors import InputError
 from zoo.meteorology.fields import Fields
@@ -61,23 +61,39 @@ def open_archive(request: DataRequest, fetch: Callable[[Source], Path], wanted: 
     else:
         folder = fetch(request.dataset.source)
         places = {key: str(folder / name) for key, name in request.dataset.files.items()}
-    grid = request.card.config.get("grid")
     found: list[Fields] = []
     for key, path in places.items():
-        found += open_fields(
-            _files(path, wanted.files, spec.columns),
-            wanted.fields,
-            latitude=LATITUDE,
-            west=WEST if wanted.box is None else None,
-            box=wanted.box,
-            shape=tuple(grid) if grid and wanted.box is None else None,
-            broken=spec.unreadable,
-            label=f"{request.dataset.name} {key}" if request.dataset and len(places) > 1 else None,
-        )
+        label = f"{request.dataset.name} {key}" if request.dataset and len(places) > 1 else None
+        files = describe_files(path, wanted.files, spec.columns)
+        found += open_series(files, wanted.fields, request.card, wanted.box, broken=spec.unreadable, label=label)
     return found
 
 
-def _files(path: str, files: Files, columns: Mapping[str, str]) -> list[File]:
+def open_series(
+    files: list[File],
+    names: Sequence[str],
+    card: ModelCard,
+    box: Box | None,
+    *,
+    broken: str,
+    label: str | None = None,
+) -> list[Fields]:
+    """Fields on the whole grid that the card's model is made for, or in a box, in the models' orientation."""
+    grid = card.config.get("grid")
+    return open_fields(
+        files,
+        names,
+        latitude=LATITUDE,
+        west=WEST if box is None else None,
+        box=box,
+        shape=tuple(grid) if grid and box is None else None,
+        broken=broken,
+        label=label,
+    )
+
+
+def describe_files(path: str, files: Files, columns: Mapping[str, str]) -> list[File]:
+    """What a path or a pattern stands for, with what the recipe says of its files that they do not say themselves."""
     named = {name: Meaning(name=variable) for variable, name in columns.items()}
     if not files:
         return [File(path, named)]

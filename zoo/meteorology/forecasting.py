@@ -5,7 +5,7 @@ Legend of shapes: `B` batch, `V` fields given, `O` fields wanted, `R` steps of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,23 +19,23 @@ from zoo.data.prepare import Data, Skipped
 from zoo.domain import Batch, DataRequest
 from zoo.errors import InputError
 from zoo.meteorology.archive import SPLITS, Archive, Wanted, corner_of, open_archive
-from zoo.meteorology.forcings import FORCINGS, forcing_fields
+from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_options import canonical, checked, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
 from zoo.meteorology.forecasters import ForecastHead
 from zoo.meteorology.grids import Box
+from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.rollout import roll_out
 from zoo.meteorology.samples import Window
 from zoo.meteorology.scores import latitude_weights
+from zoo.meteorology.times import TimeAxis
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 Weighting = Literal["cosine", "area"]
-SOLAR = 5e6
-"""J m-2 in an hour that forcings of sunlight are divided by: about the most there is."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class Forecast:
         self.leads: tuple[int, ...] = ()
         self.seed = 0
         self.archive: Archive | None = None
+        self.files: dict[str, int] = {}
         self.learned = Learned(self.wanted.fields, self.targets_wanted, climatology)
+        self.inputs = Inputs(self.learned, self.variables, self.targets_wanted, self.forcings, rollout)
         self._drawn: tuple[int, Any] = (-1, None)
 
     # ------------------------------------------------------------------------------------------------------- data
@@ -141,6 +143,7 @@ class Forecast:
         axis = series[0].axis
         self.leads = tuple(self.lead_steps or (axis.steps(hours) for hours in self.lead_hours or ()))
         self.archive = Archive(series, Window(self.leads, rollout=self.rollout), request, self.wanted)
+        self.files = self.archive.files
         grid = series[0].grid
         self.latitudes, self.longitudes = grid.latitudes, grid.longitudes
         self.corner = corner_of(series[0], self.wanted.box) if request.card.config.get("grid") else (0, 0)
@@ -238,29 +241,15 @@ class Forecast:
         return Batch(whole, whole.pop("target"), len(made), tuple(rows))
 
     def _one(self, example: Initial, epoch: int | None) -> dict[str, Any]:
-        archive = self._opened
+        archive, states = self._opened, self.learned.states
         lead = example.lead or self._lead(example, epoch)
         fields, start, ends = archive.read(example.part, example.number, lead)
         ends = ends[: example.steps]
-        states = self.learned.states
-        given = fields.read(start, self.variables) - self._usual(fields, [start], self.variables)[0]
         wanted = fields.read(ends, self.targets_wanted)
-        hours = float(fields.axis.hours[ends[0]] - fields.axis.hours[start])
-        found: dict[str, Any] = {
-            "fields": np.concatenate([states.of(self.variables).normalise(given), self._forced(fields, start)]),
-            "hours": np.float32(hours),
-        }
+        found = self.inputs.given(fields.read(start, self.variables), fields, fields.axis, [start, *ends], lead)
         own = states.of(self.targets_wanted)
-        if self.learned.predicts == "difference":
-            change = self.learned.differences(lead)
-            found["scale"] = (change.std / own.std).astype(np.float32)[:, None, None]
-            found["shift"] = (change.mean / own.std).astype(np.float32)[:, None, None]
-        if self.forcings and self.rollout > 1:
-            blank = [self._forced(fields, end) for end in ends[:-1]]
-            more = self.rollout - 1 - len(blank)
-            found["forcings"] = np.stack([*blank, *[self._forced(fields, start)] * more])
         if epoch is not None:
-            found["target"] = own.normalise(wanted - self._usual(fields, ends, self.targets_wanted))
+            found["target"] = own.normalise(wanted - self.inputs.usual(fields.axis, ends, self.targets_wanted))
             return found
         nothing = np.full_like(wanted[-1], np.nan)
         here = [name in self.variables for name in self.targets_wanted]
@@ -270,18 +259,20 @@ class Forecast:
         found["steps"], found["lead"] = np.int64(example.steps), np.int64(lead)
         return found
 
-    def _usual(self, fields: Any, indices: Sequence[int], names: Sequence[str]) -> Any:
-        """What states are counted from at some times: (T V H W), or a number."""
-        less = self.learned.origin
-        return np.zeros(len(indices)) if less is None else np.stack([less.at(fields.axis, i, names) for i in indices])
+    def batch_of_starts(self, fields: Fields, starts: Sequence[int], lead: int, valid: Sequence[TimeAxis]) -> Batch:
+        """What the model is given to forecast from some times of a file: `valid`: each start and what comes after."""
+        made = [
+            self.inputs.given(fields.read(start, self.variables), fields, axis, range(len(axis)), lead)
+            for start, axis in zip(starts, valid, strict=True)
+        ]
+        inputs = {name: torch.tensor(np.stack([one[name] for one in made])) for name in made[0]}
+        return Batch(inputs, torch.empty(len(made)), len(made))
 
-    def _forced(self, fields: Any, index: int) -> Any:
-        """Forcings at a time, about 1: (F H W)."""
-        if not self.forcings:
-            return np.empty((0, *fields.grid.shape), dtype=np.float32)
-        made = forcing_fields(self.forcings, fields.axis, index, fields.grid)
-        scale = [SOLAR if FORCINGS[name] == "J m-2" else 1.0 for name in self.forcings]
-        return made / np.array(scale, dtype=np.float32)[:, None, None]
+    def every_step(self, model: nn.Module, batch: Batch, valid: Sequence[TimeAxis]) -> Iterator[Any]:
+        """Forecasts (B O H W) after each step of the rollout, in the units of the table of names."""
+        for step, said in enumerate(self._steps(model, batch, self.rollout), 1):
+            usual = np.stack([self.inputs.usual(axis, [step], self.targets_wanted)[0] for axis in valid])
+            yield self.inputs.in_units(said, usual)
 
     def _lead(self, example: Initial, epoch: int | None) -> int:
         if epoch is None:
@@ -330,10 +321,7 @@ class Forecast:
             for i, wanted in enumerate(steps):
                 if wanted == number:
                     last[i] = said[i]
-        normal = torch.stack(last).double().cpu().numpy()
-        own = self.learned.states.of(self.targets_wanted)
-        found = normal * own.std[:, None, None] + own.mean[:, None, None]
-        return found + batch.targets[:, 2].cpu().numpy() if self.learned.predicts == "anomaly" else found
+        return self.inputs.in_units(torch.stack(last), batch.targets[:, 2].cpu().numpy())
 
     def combine(
         self, predictions: Sequence[Mapping[str, Any]], examples: Sequence[Initial]
@@ -364,13 +352,14 @@ class Forecast:
             "longitudes": list(self.longitudes),
             "corner": list(self.corner),
             "leads": list(self.leads),
-            "files": self._opened.files,
+            "files": self.files,
             **self.learned.to_json(self.leads),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.latitudes, self.longitudes = tuple(state["latitudes"]), tuple(state["longitudes"])
         self.corner, self.leads = (state["corner"][0], state["corner"][1]), tuple(state["leads"])
+        self.files = state["files"]
         self.learned.from_json(state)
 
     def save_files(self, folder: Path) -> None:
@@ -379,3 +368,19 @@ class Forecast:
 
     def load_files(self, folder: Path) -> None:
         self.learned.load(folder)
+
+    def predict_file(
+        self, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path
+    ) -> tuple[int, int]:
+        """See `zoo.meteorology.forecast_runs.predict_file`."""
+        from zoo.meteorology.forecast_runs import predict_file
+
+        return predict_file(self, request, model, device, source, target)
+
+    def illustrate(
+        self, model: nn.Module, device: torch.device, data: Data, scores: Sequence[Mapping[str, Any]], folder: Path
+    ) -> None:
+        """See `zoo.meteorology.forecast_runs.illustrate`."""
+        from zoo.meteorology.forecast_runs import illustrate
+
+        illustrate(self, model, device, data, scores, folder)

@@ -144,6 +144,8 @@ def _train(
     _write_predictions(folder, table)
     if (keep := getattr(job.task, "save_files", None)) is not None:
         keep(folder.path)
+    if table and (illustrate := getattr(job.task, "illustrate", None)) is not None:
+        illustrate(setup.model.eval(), device, data, table, folder.path)
     summary: dict[str, Any] = {
         "name": job.recipe.name,
         "model": job.card.name,
