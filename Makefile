@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable ".[biology,chemistry,dev]"
+	$(INSTALL) --editable ".[biology,chemistry,grib,meteorology,dev]"
 	touch $@
 
 # Fine-tunes a pretrained chemistry model on measured solubilities inside 2 GiB, beside the floors that it has to beat;

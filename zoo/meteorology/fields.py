@@ -20,7 +20,7 @@ from zoo.meteorology.names import parse_field, variable_named
 from zoo.meteorology.times import TimeAxis
 
 Floats = npt.NDArray[np.float32]
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 64 * 2**20  # more is slower where it is not needed: fresh pages cost as much as decompressing
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,10 +90,26 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
     if kind == "grib":
         options["backend_kwargs"] = {"indexpath": ""}  # writes no file beside the data
     try:
+        stored = xr.open_dataset(path, decode_cf=False, **options)
+        packed = {name: not _as_it_is(variable) for name, variable in stored.variables.items()}
         # without a decoder for them, leads of forecasts stay numbers with a unit
-        return xr.open_dataset(path, decode_timedelta=False, **options)
+        return xr.decode_cf(stored, decode_timedelta=False, mask_and_scale=packed)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
         raise InputError(f"{path}: cannot be opened as {kind} ({_first_line(error)})") from error
+
+
+def _as_it_is(variable: Any) -> bool:
+    """Whether values mean what is stored: nothing to scale, and nothing but NaN means that a value is missing.
+
+    Then they need not be looked at again while they are read, which takes a fifth of the time.
+    """
+    attributes = variable.attrs
+    missing = [attributes[name] for name in ("_FillValue", "missing_value") if name in attributes]
+    return (
+        variable.dtype.kind == "f"
+        and not {"scale_factor", "add_offset", "_Unsigned", "valid_range", "valid_min", "valid_max"} & set(attributes)
+        and all(value != value for value in missing)  # NaN alone is not equal to itself
+    )
 
 
 def _format(path: str) -> str:
