@@ -520,6 +520,29 @@ def test_times_that_are_no_dates(tmp_path: Path) -> None:
         opened(write(tmp_path / "c.nc", dataset().assign_coords(time=undated)))
 
 
+def test_calendars_and_axes_of_time_that_do_not_go_together(tmp_path: Path) -> None:
+    import cftime
+
+    real = write(tmp_path / "a.nc", dataset(dates(3)))
+    days = [cftime.Datetime360Day(2001, 2, 28 + i) for i in range(3)]
+    other = write(tmp_path / "b.nc", dataset(dates(3)).assign_coords(time=days))
+    with pytest.raises(
+        InputError, match="files differ in their calendar; give files of one calendar with at least one"
+    ):
+        open_fields([real, other], ["temperature_500"])
+    empty = write(tmp_path / "c.nc", dataset(dates(3)).isel(time=slice(0, 0)))
+    with pytest.raises(
+        InputError, match=r"c\.nc: there is no time in it; give files of one calendar with at least one"
+    ):
+        open_fields(empty, ["temperature_500"])
+    two = dataset(dates(3))
+    two["t2m"] = two["t2m"].rename(time="valid_time").assign_coords(valid_time=dates(3))
+    with pytest.raises(
+        InputError, match=r"d\.nc: several dimensions of time \(time, valid_time\); split the file by var"
+    ):
+        look(write(tmp_path / "d.nc", two))
+
+
 def test_values_that_are_missing(tmp_path: Path) -> None:
     data = dataset()
     data["t"][4, 1, 2, 3] = np.nan
