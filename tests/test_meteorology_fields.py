@@ -273,6 +273,12 @@ def test_an_object_store_is_read_through_fsspec(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.nc: only Zarr is read from an object store; copy the file here, or conv"):
         opened("memory://era5-test/a.nc")
     fsspec.filesystem("memory").rm("/era5-test", recursive=True)
+    with pytest.raises(
+        InputError, match=r"nosuch://x/\*\.zarr: the store cannot be looked into \(Protocol not known: nosuch"
+    ):
+        opened("nosuch://x/*.zarr")
+    with pytest.raises(InputError, match=r"nosuch://x\.zarr: cannot be opened as zarr \("):
+        opened("nosuch://x.zarr")
 
 
 # ----------------------------------------------------------------------------------------------------- grid, errors

@@ -61,8 +61,11 @@ def expand(file: File) -> list[str]:
         import fsspec
 
         protocol = file.path.partition("://")[0]
-        system = fsspec.filesystem(protocol, **file.storage)
-        found = [f"{protocol}://{path.lstrip('/')}" for path in sorted(system.glob(file.path))]
+        try:
+            system = fsspec.filesystem(protocol, **file.storage)
+            found = [f"{protocol}://{path.lstrip('/')}" for path in sorted(system.glob(file.path))]
+        except (ImportError, OSError, ValueError) as error:  # the first names the package to install, such as s3fs
+            raise InputError(f"{file.path}: the store cannot be looked into ({_first_line(error)})") from error
     else:
         path = str(Path(file.path).expanduser())
         found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path] * Path(path).exists()
@@ -94,7 +97,7 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
         packed = {name: not _as_it_is(variable) for name, variable in stored.variables.items()}
         # without a decoder for them, leads of forecasts stay numbers with a unit
         return xr.decode_cf(stored, decode_timedelta=False, mask_and_scale=packed)
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, ImportError) as error:
         raise InputError(f"{path}: cannot be opened as {kind} ({_first_line(error)})") from error
 
 
