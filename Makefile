@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # Threads that wait for each other leave their core to others: several times faster on a machine that is shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test bench pictures lint clean
+.PHONY: quickstart test bench bench-fits bench-pairs bench-peers pictures lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +40,20 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(BIN)/python -m pytest
 
-# Slower checks; writes the tables of docs/benchmarks.md.
+# Slower checks; each writes its table of docs/benchmarks.md. The first takes minutes, the second about twenty, the third
+# an hour; the last asks other estimators about published runs: make bench-peers FILES="t4_lora_runs.csv ...".
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.cpu_memory --write docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.time_ranking --write docs/benchmarks.md
+
+bench-fits: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.false_fits --pairs 200 --seed 0 --results runs/false_fits.jsonl --write docs/benchmarks.md
+
+bench-pairs: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.every_pair --results runs/every_pair.jsonl --write docs/benchmarks.md
+
+bench-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.peers $(FILES) --write docs/benchmarks.md
 
 # Draws docs/pictures from plans made anew.
 pictures: $(VENV)/.installed-dev

@@ -14,29 +14,25 @@ from benchmarks.models import registered, shallow
 from zoo.planner import decide, limits_of, survey
 from zoo.weights import fetch
 
-PAIRS = 8
+PAIRS = 5
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: false_fits.MODELS[name] for name in ("esm2_t6_8m_of_2", "sapiens_vh", "llama_small")}
+    few = {name: false_fits.MODELS[name] for name in ("esm2_t6_8m_of_2", "sapiens_vh")}
     monkeypatch.setattr(false_fits, "MODELS", few)
+    monkeypatch.setattr(false_fits, "GIVEN", 0.7)  # fewer combinations to try
 
 
-def test_plans_that_fit_train_within_their_budgets() -> None:
-    found = list(false_fits.pairs(PAIRS, seed=1, results=None))
+def test_plans_that_fit_train_within_their_budgets(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    found = list(false_fits.pairs(PAIRS, seed=1, results=results))
     assert [pair.said for pair in found if pair.outcome == "false fit"] == []
     trained = [pair for pair in found if pair.outcome == "trained"]
     assert len(trained) > PAIRS // 2, "budgets are not all too small"
     assert any(pair.budget == pair.needed for pair in trained), "some have no byte to spare"
-
-
-def test_a_pair_is_drawn_again_as_it_was_and_kept_in_a_file(tmp_path: Path) -> None:
-    results = tmp_path / "results.jsonl"
-    (first,) = false_fits.pairs(1, seed=3, results=results)
-    (again,) = false_fits.pairs(1, seed=3, results=None)
-    assert replace(first, seconds=0, planning=0) == replace(again, seconds=0, planning=0)
-    assert list(false_fits.pairs(1, seed=3, results=results)) == [first], "what is in the file is not tried again"
+    assert list(false_fits.pairs(PAIRS, seed=1, results=results)) == found, "what is in the file is not tried again"
+    assert f"| **{0}** |" in "\n".join(false_fits.summary(found))
 
 
 @pytest.mark.usefixtures("traced_once")

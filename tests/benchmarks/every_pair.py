@@ -118,6 +118,7 @@ def rows_of(models: Sequence[str], results: Path | None) -> Iterator[Row]:
             if key not in known:
                 known[key] = compare(model, chosen)
                 if results is not None:
+                    results.parent.mkdir(parents=True, exist_ok=True)
                     with results.open("a") as file:
                         file.write(json.dumps(asdict(known[key])) + "\n")
             yield known[key]

@@ -274,6 +274,7 @@ def pairs(count: int, seed: int, results: Path | None) -> Iterator[Pair]:
             if number not in known:
                 known[number] = try_pair(number, seed)
                 if results is not None:
+                    results.parent.mkdir(parents=True, exist_ok=True)
                     with results.open("a") as file:
                         file.write(json.dumps(asdict(known[number])) + "\n")
             yield known[number]
