@@ -41,7 +41,8 @@ test: lint
 	$(BIN)/python -m pytest
 
 # Slower checks; each writes its table of docs/benchmarks.md. The first takes minutes, the second about twenty, the third
-# an hour; the last asks other estimators about published runs: make bench-peers FILES="t4_lora_runs.csv ...".
+# an hour (they go on from runs/*.jsonl, which are to be deleted when code has changed); the last asks other estimators
+# about published runs: make bench-peers FILES="t4_lora_runs.csv ...".
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.cpu_memory --write docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.time_ranking --write docs/benchmarks.md
