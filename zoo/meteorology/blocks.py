@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 _SMALLEST_READ = 2**20
 """Bytes of consecutive states that are read at once where the file does not say how they lie together."""
-_READ_AHEAD = 2**23
+_READ_AHEAD = 12 * 2**20
 _LARGEST_READ = 2**26
 """Bytes that are read at once at most, even where more of them are stored as one chunk."""
 
@@ -160,7 +160,7 @@ class Reader:
         """The block that holds a time of a part's file.
 
         Several blocks are read at once where the one before was asked for last: twice as many each time, up to
-        8 MiB, because small reads cost more than their bytes. Raises `InputError` where the file is damaged there.
+        12 MiB, because small reads cost more than their bytes. Raises `InputError` where the file is damaged there.
         """
         length = part.block_length()
         start = time - time % length
