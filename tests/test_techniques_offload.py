@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from zoo import host as host_module
 from zoo import planner
 from zoo.card import ModelCard
 from zoo.console import show_plan
-from zoo.errors import InputError
+from zoo.errors import InputError, Interrupted
 from zoo.host import DEVICE, HOST, LINK, PINNED, Host, place, placed
 from zoo.memory.allocator import on_host
 from zoo.memory.devices import find
@@ -44,6 +45,7 @@ from zoo.training import state
 from zoo.training.export import save_model
 from zoo.training.run import train
 from zoo.training.values import loader_of
+from zoo.training.watcher import Watcher
 from zoo.units import GIB, MIB
 
 LENGTHS = (17, 9, 30, 12)
@@ -466,14 +468,25 @@ def test_masters_of_fp32_parameters_are_the_parameters() -> None:
         assert p.untyped_storage()._cdata != master.untyped_storage()._cdata
 
 
-def test_a_run_resumes_with_its_optimizer_on_the_host(recipes: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = recipes.csv()
-    recipe = recipes.write({"techniques.offload": "optimizer", "techniques.precision": "bf16"}, path=path)
-    whole = train(load_job(recipe), output=recipes.folder / "whole").summary
-    plain = train(load_job(recipe, ["techniques.offload=none"]), output=recipes.folder / "plain").summary
-    assert whole["techniques"]["offload"] == "optimizer"
-    assert whole["metrics"] == plain["metrics"]
-    assert whole["memory"]["measured_bytes"]["peak"] > 0
+class _Interrupts(Watcher):
+    """Presses Ctrl-C in the fourth step."""
+
+    def stepped(self, step: int, loss: float, rows: int) -> None:
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_resumes_with_its_optimizer_on_the_host(recipes: Recipes) -> None:
+    recipe = recipes.write({"techniques.offload": "optimizer", "techniques.precision": "bf16"}, path=recipes.csv())
+    whole = train(load_job(recipe), output=recipes.folder / "whole")
+    plain = train(load_job(recipe, ["techniques.offload=none"]), output=recipes.folder / "plain")
+    with pytest.raises(Interrupted, match="stopped after step 4"):
+        train(load_job(recipe), output=recipes.folder / "again", watcher=_Interrupts())
+    again = train(load_job(recipe), output=recipes.folder / "again", resume=True)
+    assert whole.summary["techniques"]["offload"] == "optimizer"
+    weights = [(run.folder.model / "model.safetensors").read_bytes() for run in (whole, plain, again)]
+    assert weights[0] == weights[1], "trained as without"
+    assert weights[0] == weights[2], "resumed to the bit"
 
 
 # ------------------------------------------------------------------------------------------------ refusals
