@@ -120,7 +120,7 @@ def test_parts_by_years_are_whole_years() -> None:
         ({"train": (2001, 2003), "test": (2003, 2004)}, r"train \(2001 to 2003\) and test \(2003 to 2004\) overlap"),
         ({"train": (2003, 2001)}, "train from 2003 to 2001 ends before it begins"),
         ({"train": (2001, 2001), "tets": (2002, 2002)}, '"tets" is not one of train, valid, test'),
-        ({"test": (2001, 2001)}, r"data\.split\.years: no years for train"),
+        ({"test": (2001, 2001)}, r"task: years: no years for train"),
         (
             {"train": (2001, 2002), "test": (2050, 2051)},
             "no time for test from 2050 to 2051; the data is of 2001 to 2004",
@@ -141,7 +141,7 @@ def test_fractions_and_series_that_make_no_split() -> None:
     with pytest.raises(InputError, match=r"data\.split\.fractions: 10 times are too few for valid"):
         parts_by_fractions([one], (0.98, 0.01, 0.01))
     with pytest.raises(
-        InputError, match=r"data\.split\.series: \['train', 'rest'\] for 2 series; give train, valid, test or"
+        InputError, match=r"task: series: \['train', 'rest'\] for 2 series; give train, valid, test or"
     ):
         parts_by_series([one, one], ["train", "rest"])
     with pytest.raises(InputError, match="train at least once"):

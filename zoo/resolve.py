@@ -97,7 +97,7 @@ def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
         own = ", ".join(sorted(model.name for model in domain.models)) or "none"
         problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
     task = _task(recipe, card, domain, problems)
-    dataset = _data(recipe, card, domain, task, problems, needs_data=needs_data)
+    dataset = _data(recipe, card, domain, problems, needs_data=needs_data)
     problems += _columns(recipe, task if card and recipe.task_name in card.tasks else None, dataset)
     problems += _checkpoint(recipe.checkpoint, card)
     problems += _budget(recipe.budget)
@@ -139,6 +139,14 @@ def _task(recipe: Recipe, card: ModelCard | None, domain: Domain | None, problem
     return task
 
 
+def _class_of(name: str, domain: Domain | None) -> Any:
+    """The class of a task by name, whether or not its options are right; None where there is none."""
+    from zoo.tasks import STANDARD
+
+    ref = (domain.tasks if domain else {}).get(name) or STANDARD.get(name)
+    return load_ref(ref) if ref else None
+
+
 def _arguments(made: Any, name: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Problems]:
     """`given` as arguments of a constructor, with the types that its signature states."""
     try:
@@ -165,7 +173,6 @@ def _data(
     recipe: Recipe,
     card: ModelCard | None,
     domain: Domain | None,
-    task: Task | None,
     problems: Problems,
     *,
     needs_data: bool,
@@ -184,7 +191,8 @@ def _data(
         problems += [(("data", "path"), reason)] if reason else []
     method, key = data.split.method, ("data", "split", "method")
     groups = domain.groups if domain else {method: ""}
-    known = list(getattr(task, "splits", None) or ["random", "given", "column", *groups])  # a task may have its own
+    made = _class_of(recipe.task_name, domain)  # a task may have ways of its own
+    known = list(getattr(made, "splits", None) or ["random", "given", "column", *groups])
     if method not in known:
         problems.append((key, _unknown("split method", method, known)))
     elif method == "given" and data.source is None:

@@ -16,7 +16,7 @@ from zoo.domain import DataRequest
 from zoo.errors import InputError
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.files import File, Meaning, expand
-from zoo.meteorology.grids import Box, layout
+from zoo.meteorology.grids import Box, Grid, layout
 from zoo.meteorology.leaks import find_leaks
 from zoo.meteorology.samples import (
     Samples,
@@ -108,14 +108,59 @@ def describe_files(path: str, files: Files, columns: Mapping[str, str]) -> list[
     return found
 
 
-def corner_of(fields: Fields, box: Box | None) -> tuple[int, int]:
-    """Row and column of the globe, as the models see it, where a region begins."""
-    if box is None:
+def corner_of(fields: Fields, box: Box | None, card: ModelCard) -> tuple[int, int]:
+    """Row and column of the card's globe where a region begins; of a model for any grid the first.
+
+    Raises `InputError` where the files have not the whole of that globe, of which a region could be told.
+    """
+    wanted = card.config.get("grid")
+    if box is None or not wanted:
         return 0, 0
     globe = layout(fields.label, fields.layout.file, latitude=LATITUDE, west=WEST).grid
+    if globe.shape != tuple(wanted):
+        raise InputError(
+            f"{fields.label}: the grid of the file is {globe}; {card.name} takes a region of its own globe of "
+            f"{wanted[0]} x {wanted[1]} points: regrid the file to that, with all of the globe in it"
+        )
     first = fields.grid.latitudes[0], fields.grid.longitudes[0] % 360
     row = int(np.argmin(np.abs(np.array(globe.latitudes) - first[0])))
     return row, int(np.argmin(np.abs(np.array(globe.longitudes) - first[1])))
+
+
+def check_grid(fields: Fields, grid: Grid) -> None:
+    """Raises `InputError` where fields are not on the grid that a model was trained on."""
+    mine = fields.grid
+    if mine.shape != grid.shape or not (
+        np.allclose(mine.latitudes, grid.latitudes, atol=1e-3)
+        and np.allclose(mine.longitudes, grid.longitudes, atol=1e-3)
+    ):
+        raise InputError(f"{fields.label}: is on {mine}, and the model was trained on {grid}; regrid the data")
+
+
+def check_alone(fields: Fields, grid: Grid, step: tuple[float, str]) -> None:
+    """Raises `InputError` where a file that is scored alone has another grid or step than what was trained on."""
+    check_grid(fields, grid)
+    if (fields.axis.step, fields.axis.unit) != step:
+        raise InputError(
+            f"{fields.label}: has a step of {fields.axis.step_name}, and the model was trained on data with a step of "
+            f"{step[0]:g} {step[1]}; give data with that step"
+        )
+
+
+def _check_alike(series: Sequence[Fields]) -> None:
+    """Raises `InputError` where series differ in their grid or in the step of their times."""
+    first = series[0]
+    problems = [
+        f"{fields.label}: {what} {mine}, and {first.label} {own}; series of one task must share it"
+        for fields in series[1:]
+        for what, mine, own in (
+            ("is on", fields.grid, first.grid),
+            ("has a step of", fields.axis.step_name, first.axis.step_name),
+        )
+        if mine != own
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 class Archive:
@@ -133,6 +178,13 @@ class Archive:
         if spec.unreadable == "skip":
             self.bad = [fields.unreadable() for fields in self.series]
         self.whole = spec.split.method not in SPLITS
+        _check_alike(self.series)
+        for option, method in (("years", "time"), ("series", "series")):
+            if getattr(wanted, option) is not None and not self.whole and spec.split.method != method:
+                raise InputError(
+                    f"task: {option}: is for data.split.method: {method}, and the recipe says {spec.split.method}; "
+                    "change one of them"
+                )
         if self.whole:
             self.parts = [np.zeros(len(axis), dtype=np.int64) for axis in axes]
         elif spec.split.method == "series":
@@ -168,6 +220,11 @@ class Archive:
                 self.notes[f"states of {one} that are also in {other}{removed}"] = count
             if leaked == "remove":
                 self.samples = leaks.remove(self.samples)
+        if not len(self.samples["train"]):
+            raise InputError(
+                f"data.split: no sample is left in the train part (left out: {dict(self.samples['train'].lost)}); "
+                "divide the data in another way, or say data.leaked: report"
+            )
         for part, samples in self.samples.items():
             for reason, count in samples.lost.items():
                 self.notes[f"initial times of {part} left out {reason}"] = count

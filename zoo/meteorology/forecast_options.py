@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from zoo.errors import InputError, unknown
 from zoo.meteorology.archive import Files
 from zoo.meteorology.forcings import FORCINGS
+from zoo.meteorology.grids import Box
 from zoo.meteorology.names import field_name, parse_field
 
 
@@ -33,8 +34,26 @@ def wrong_options(
         if leads is not None and (not leads or min(leads) <= 0 or len(set(leads)) < len(leads)):
             problems.append(f"{what}: {leads}; give different numbers above 0")
     problems += [f"{what}: got {n}; it is 1 or more" for what, n in (("rollout", rollout), ("every", every)) if n < 1]
+    for what, names in (("variables", variables), ("targets", targets or [])):
+        known = [canonical(name) for name in names]
+        twice = [name for place, name in enumerate(names) if canonical(name) in known[:place]]
+        problems += [f"{what}: {name} ({canonical(name)}) is there twice; give each once" for name in twice]
     problems += [unknown("forcings", "forcing", name, FORCINGS) for name in forcings or () if name not in FORCINGS]
     return problems
+
+
+_EDGES = ("north", "south", "west", "east")
+
+
+def region(box: Mapping[str, float] | None) -> Box | None:
+    """The region of a recipe. Raises `InputError` for other edges than its four, and for a box that is none."""
+    if box is None:
+        return None
+    if problems := [unknown("box", "edge", edge, _EDGES) for edge in box if edge not in _EDGES]:
+        raise InputError(problems)
+    if lacking := [edge for edge in _EDGES if edge not in box]:
+        raise InputError(f"box: no {', '.join(lacking)}; give all of {', '.join(_EDGES)} in degrees")
+    return Box(**box)
 
 
 _FACTS = ("name", "level", "unit")

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 
 from zoo.errors import InputError
-from zoo.meteorology.archive import describe_files, open_series
+from zoo.meteorology.archive import check_grid, describe_files, open_series
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_file import ForecastWriter, forecast_dataset
 from zoo.meteorology.names import parse_field, variable_named
@@ -47,8 +47,9 @@ def predict_file(
         labels = ", ".join(fields.label for fields in series)
         raise InputError(f"{source}: has {len(series)} members ({labels}); give a file of one of them at a time")
     fields = series[0]
-    if (fields.grid.latitudes, fields.grid.longitudes) != (task.latitudes, task.longitudes):
-        raise InputError(f"{source}: is on {fields.grid}, and the model was trained on another grid; regrid the file")
+    check_grid(fields, task.grid)
+    if source.exists() and target.exists() and target.samefile(source):
+        raise InputError(f"{target}: is the input itself; write the forecast to another file")
     broken = fields.unreadable()
     starts = [i for i in range(len(fields)) if i not in broken]
     with ForecastWriter(target, overwrite=True) as writer, torch.no_grad():
@@ -62,43 +63,58 @@ def _forecasts(
     task: Forecast, model: nn.Module, device: torch.device, fields: Fields, starts: Sequence[int]
 ) -> Iterator[xr.Dataset]:
     """One dataset for each start."""
-    hours: list[float] = []
+    ways: list[tuple[int, int, int]] = []  # steps of the data ahead, steps of the rollout, place in what is found
     found = []
     for lead in task.leads:
-        valid = [_times(fields.axis, start, [lead * k for k in range(task.rollout + 1)]) for start in starts]
+        steps = [lead * k for k in range(task.rollout + 1)]
+        valid = [_times(fields.axis.values[start], task.step, steps) for start in starts]
         batch = task.batch_of_starts(fields, starts, lead, valid).to(device)
         found += list(task.every_step(model, batch, valid))
-        hours += [fields.axis.step * lead * k * _hours_of(fields.axis) for k in range(1, task.rollout + 1)]
-    order = [hours.index(h) for h in sorted(set(hours))]  # a step of one lead may be a step of another
+        ways += [(lead * k, k, len(ways) + k - 1) for k in range(1, task.rollout + 1)]
+    # what can be reached in several ways is what is reached in the fewest steps
+    fewest = {ahead: place for ahead, _, place in sorted(ways, reverse=True)}
+    order = [fewest[ahead] for ahead in sorted(fewest)]
     for i, start in enumerate(starts):
         yield forecast_dataset(
             task.targets_wanted,
             np.stack([found[k][i] for k in order])[None].astype(np.float32),
-            starts=[fields.axis.values[start]],
-            lead_hours=[hours[k] for k in order],
+            starts=[_real_date(fields, start)],
+            lead_hours=[ahead * task.step[0] * _hours_of(task.step[1]) for ahead in sorted(fewest)],
             latitudes=task.latitudes,
             longitudes=task.longitudes,
             units=fields.units,
         )
 
 
-def _hours_of(axis: TimeAxis) -> float:
-    return 1.0 if axis.unit == "hours" else 365.2425 * 24 / 12
+def _real_date(fields: Fields, index: int) -> Any:
+    """A time as forecasts are written. Raises `InputError` for a date that only a climate model's calendar has."""
+    value = fields.axis.values[index]
+    try:
+        return np.datetime64(value if isinstance(value, np.datetime64) else str(value.isoformat())).astype("M8[ns]")
+    except ValueError:
+        raise InputError(
+            f"{fields.label}: {fields.axis.label(index)} is a date of the calendar {fields.axis.calendar} only, and "
+            "forecasts are written with real dates; leave that time out of the file"
+        ) from None
 
 
-def _times(axis: TimeAxis, start: int, steps: Sequence[int]) -> TimeAxis:
-    """Times so many steps from one of an axis on, which may go beyond its end."""
-    value = axis.values[start]
-    if axis.unit == "hours":
+def _hours_of(unit: str) -> float:
+    return 1.0 if unit == "hours" else 365.2425 * 24 / 12
+
+
+def _times(value: Any, step_and_unit: tuple[float, str], steps: Sequence[int]) -> TimeAxis:
+    """Times so many steps of the training data after one; a file need not have them, nor more than one time."""
+    size, unit = step_and_unit
+    if unit == "hours":
         ours = isinstance(value, np.datetime64)
-        step: Any = np.timedelta64(round(axis.step * 3600), "s") if ours else timedelta(hours=axis.step)
+        step: Any = np.timedelta64(round(size * 3600), "s") if ours else timedelta(hours=size)
         values = [value + n * step for n in steps]
     elif isinstance(value, np.datetime64):
         month = value.astype("datetime64[M]")
         inside = value - month.astype(value.dtype)
-        values = [(month + round(n * axis.step)).astype(value.dtype) + inside for n in steps]
+        values = [(month + round(n * size)).astype(value.dtype) + inside for n in steps]
     else:
-        months = [value.month - 1 + round(n * axis.step) for n in steps]
+        months = [value.month - 1 + round(n * size) for n in steps]
         values = [value.replace(year=value.year + m // 12, month=m % 12 + 1) for m in months]
     return time_axis("forecast", np.array(values), broken="skip")
 
@@ -127,23 +143,25 @@ def illustrate(
         arrays = [xr.DataArray(values, axes, ["latitude", "longitude"]) for values in (said, came)]
         title = f"{name.replace('_', ' ')}: forecast of {last.text} for {last.target}"
         draw_maps(folder / "maps" / f"{name}.png", *arrays, title=title, variable=name)
-    leads = sorted({score["lead_hours"] for score in scores})
     if len({score["lead_steps"] for score in scores}) > 1:
         names = task.targets_wanted[:MOST_MAPS]
-        draw_skill(folder / "skill.png", _curves(names, scores, leads), [(name, None) for name in names])
+        draw_skill(folder / "skill.png", _curves(names, scores), [(name, None) for name in names])
 
 
-def _curves(names: Sequence[str], scores: Sequence[Mapping[str, Any]], leads: Sequence[float]) -> xr.Dataset:
+def _curves(names: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> xr.Dataset:
     """The rmse of each field by system and lead, as `draw_skill` wants it."""
     systems = {"forecast": "", "persistence": "persistence_", "climatology": "climatology_"}
+    leads = sorted({score["lead_steps"] for score in scores})
+    by_lead = {lead: [score for score in scores if score["lead_steps"] == lead] for lead in leads}
     data = {}
     for name in names:
-        values = np.full((1, len(systems), len(leads)), np.nan)
+        values = np.full((1, len(systems), len(by_lead)), np.nan)
         for i, prefix in enumerate(systems.values()):
-            for j, lead in enumerate(leads):
-                errors = [s[key] for s in scores if s["lead_hours"] == lead and (key := f"{prefix}mse_{name}") in s]
+            for j, mine in enumerate(by_lead.values()):
+                errors = [s[key] for s in mine if (key := f"{prefix}mse_{name}") in s]
                 values[0, i, j] = np.sqrt(np.mean(errors)) if errors else np.nan
         known = variable_named(parse_field(name)[0])
         data[name] = (("metric", "system", "prediction_timedelta"), values, {"units": known.unit if known else ""})
-    steps = np.array([round(hours * 3600) for hours in leads], dtype="timedelta64[s]").astype("timedelta64[ns]")
+    hours = [np.mean([s["lead_hours"] for s in mine]) for mine in by_lead.values()]  # months differ
+    steps = np.array([round(h * 3600) for h in hours], dtype="timedelta64[s]").astype("timedelta64[ns]")
     return xr.Dataset(data, {"metric": ["rmse"], "system": list(systems), "prediction_timedelta": steps})

@@ -32,7 +32,8 @@ def scores_of(
     found |= {f"bias_{name}": float(value) for name, value in zip(names, bias, strict=True)}
     if np.isfinite(usual).all():
         correlation = uncentred_acc(forecast - usual, truth - usual, weights)
-        found |= {f"acc_{name}": float(value) for name, value in zip(names, correlation, strict=True)}
+        known = np.isfinite(correlation) | ~np.isfinite(bias)  # none where an anomaly is 0 everywhere
+        found |= {f"acc_{name}": float(r) for name, r, here in zip(names, correlation, known, strict=True) if here}
     return found
 
 

@@ -18,12 +18,12 @@ from zoo.card import ModelCard, Source
 from zoo.data.prepare import Data, Skipped
 from zoo.domain import Batch, DataRequest
 from zoo.errors import InputError
-from zoo.meteorology.archive import SPLITS, Archive, Wanted, corner_of, open_archive
+from zoo.meteorology.archive import SPLITS, Archive, Wanted, check_alone, corner_of, open_archive
 from zoo.meteorology.fields import Fields
-from zoo.meteorology.forecast_options import canonical, checked, wrong_options
+from zoo.meteorology.forecast_options import canonical, checked, region, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
 from zoo.meteorology.forecasters import ForecastHead
-from zoo.meteorology.grids import Box
+from zoo.meteorology.grids import Grid
 from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.rollout import roll_out
@@ -110,13 +110,14 @@ class Forecast:
         self.rollout, self.predicts, self.weighting, self.every = rollout, predicts, weighting, every
         self.forcings = tuple(forcings or ())
         self.wanted = Wanted(
-            tuple(dict.fromkeys((*self.variables, *self.targets_wanted))), Box(**box) if box else None,
+            tuple(dict.fromkeys((*self.variables, *self.targets_wanted))), region(box),
             checked(files or {}), years, series,
         )  # fmt: skip
         self.latitudes: tuple[float, ...] = ()
         self.longitudes: tuple[float, ...] = ()
         self.corner = (0, 0)
         self.leads: tuple[int, ...] = ()
+        self.step = 0.0, "hours"
         self.seed = 0
         self.archive: Archive | None = None
         self.files: dict[str, int] = {}
@@ -129,8 +130,8 @@ class Forecast:
     @property
     def head(self) -> ForecastHead:
         given = (*self.variables, *self.forcings)
-        grid = len(self.latitudes), len(self.longitudes)
-        return ForecastHead("forecast", len(self.targets_wanted), given, self.targets_wanted, grid, self.corner)
+        shape = self.grid.shape
+        return ForecastHead("forecast", len(self.targets_wanted), given, self.targets_wanted, shape, self.corner)
 
     def prepare(self, request: DataRequest, fetch: Callable[[Source], Path]) -> Data:
         self.learned.predicts = self.predicts or request.card.config.get("predicts", "state")
@@ -141,12 +142,14 @@ class Forecast:
             )
         series = open_archive(request, fetch, self.wanted)
         axis = series[0].axis
+        if request.recipe.data.split.method not in SPLITS:
+            check_alone(series[0], self.grid, self.step)
+        self.step = axis.step, axis.unit
         self.leads = tuple(self.lead_steps or (axis.steps(hours) for hours in self.lead_hours or ()))
         self.archive = Archive(series, Window(self.leads, rollout=self.rollout), request, self.wanted)
         self.files = self.archive.files
-        grid = series[0].grid
-        self.latitudes, self.longitudes = grid.latitudes, grid.longitudes
-        self.corner = corner_of(series[0], self.wanted.box) if request.card.config.get("grid") else (0, 0)
+        self.latitudes, self.longitudes = series[0].grid.latitudes, series[0].grid.longitudes
+        self.corner = corner_of(series[0], self.wanted.box, request.card)
         self.seed = request.recipe.train.seed
         self._drawn = -1, None
         if not self.archive.whole:  # what is scored alone is measured against what the model was trained on
@@ -184,14 +187,16 @@ class Forecast:
         archive = self._opened
         samples = archive.samples[part]
         found: list[Initial] = []
+        # what can be reached in several ways is scored as it is reached in the fewest steps
+        ways = {lead * k: (lead, k) for k in range(self.rollout, 0, -1) for lead in self.leads}
+        wanted = sorted(ways.values()) if scored else [(0, self.rollout)]
         for number in range(0, len(samples), self.every if scored else 1):
             axis = archive.series[int(samples.series[number])].axis
             start = int(samples.start[number])
-            for lead in self.leads if scored else (0,):
-                for steps in range(1, self.rollout + 1) if scored else (self.rollout,):
-                    end = samples.indices(number, lead or max(self.leads))[1][steps - 1]
-                    label = axis.label(end) if scored else ""
-                    found.append(Initial(row + len(found), axis.label(start), part, number, lead, steps, label))
+            for lead, steps in wanted:
+                end = samples.indices(number, lead or max(self.leads))[1][steps - 1]
+                label = axis.label(end) if scored else ""
+                found.append(Initial(row + len(found), axis.label(start), part, number, lead, steps, label))
         return tuple(found)
 
     @property
@@ -209,9 +214,13 @@ class Forecast:
         return self.points
 
     @property
+    def grid(self) -> Grid:
+        return Grid(self.latitudes, self.longitudes)
+
+    @property
     def points(self) -> int:
         """Grid points of a field."""
-        return len(self.latitudes) * len(self.longitudes)
+        return self.grid.shape[0] * self.grid.shape[1]
 
     # ------------------------------------------------------------------------------------------------------ batches
 
@@ -251,9 +260,7 @@ class Forecast:
         if epoch is not None:
             found["target"] = own.normalise(wanted - self.inputs.usual(fields.axis, ends, self.targets_wanted))
             return found
-        nothing = np.full_like(wanted[-1], np.nan)
-        here = [name in self.variables for name in self.targets_wanted]
-        before = fields.read(start, self.targets_wanted) if all(here) else nothing
+        before = fields.read(start, self.targets_wanted)
         usual = self.learned.climatology.at(fields.axis, ends[-1], self.targets_wanted)
         found["target"] = np.stack([wanted[-1], before, usual])
         found["steps"], found["lead"] = np.int64(example.steps), np.int64(lead)
@@ -352,6 +359,7 @@ class Forecast:
             "longitudes": list(self.longitudes),
             "corner": list(self.corner),
             "leads": list(self.leads),
+            "step": list(self.step),
             "files": self.files,
             **self.learned.to_json(self.leads),
         }
@@ -359,6 +367,7 @@ class Forecast:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.latitudes, self.longitudes = tuple(state["latitudes"]), tuple(state["longitudes"])
         self.corner, self.leads = (state["corner"][0], state["corner"][1]), tuple(state["leads"])
+        self.step = state["step"][0], state["step"][1]
         self.files = state["files"]
         self.learned.from_json(state)
 

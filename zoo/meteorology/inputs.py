@@ -59,9 +59,11 @@ class Inputs:
         return found + usual if self.learned.predicts == "anomaly" else found
 
     def usual(self, axis: TimeAxis, indices: Sequence[int], names: Sequence[str]) -> Any:
-        """What states are counted from at some times: (T V H W), or zeros (T)."""
+        """What states are counted from at some times: (T V H W), or zeros (T 1 1 1)."""
         less = self.learned.origin
-        return np.zeros(len(indices)) if less is None else np.stack([less.at(axis, i, names) for i in indices])
+        return (
+            np.zeros((len(indices), 1, 1, 1)) if less is None else np.stack([less.at(axis, i, names) for i in indices])
+        )
 
     def _forced(self, fields: Fields, axis: TimeAxis, index: int) -> Any:
         """Forcings at a time, about 1: (F H W)."""

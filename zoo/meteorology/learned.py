@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.errors import InputError
 from zoo.meteorology.archive import Archive
 from zoo.meteorology.climatology import Climatology, load_climatology, measure_climatology, save_climatology
 from zoo.meteorology.statistics import Statistics, measure
@@ -53,6 +54,11 @@ class Learned:
         if lead not in self._differences:
             archive = self._trained_on
             found = measure(archive.series, archive.training_times, names=self.targets, difference_steps=lead)
+            if flat := [name for name, std in zip(found.names, found.std, strict=True) if not std > 0]:
+                raise InputError(
+                    f"targets: {', '.join(flat)} never changes in training, so its differences cannot be predicted; "
+                    "leave it out of the targets, or say predicts: state"
+                )
             self._differences[lead] = found
         return self._differences[lead]
 

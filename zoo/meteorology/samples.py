@@ -109,13 +109,13 @@ def parts_by_years(axes: Sequence[TimeAxis], years: Mapping[str, tuple[int, int]
 
     Raises `InputError` for a part that is unknown or missing, years that overlap or are not in the data.
     """
-    problems = [f'data.split.years: "{name}" is not one of {", ".join(PARTS)}' for name in years if name not in PARTS]
+    problems = [f'task: years: "{name}" is not one of {", ".join(PARTS)}' for name in years if name not in PARTS]
     if "train" not in years:
-        problems.append("data.split.years: no years for train")
+        problems.append("task: years: no years for train")
     spans = sorted((span, name) for name, span in years.items())
-    problems += [f"data.split.years: {name} from {a} to {b} ends before it begins" for (a, b), name in spans if b < a]
+    problems += [f"task: years: {name} from {a} to {b} ends before it begins" for (a, b), name in spans if b < a]
     problems += [
-        f"data.split.years: {one} ({a} to {b}) and {other} ({c} to {d}) overlap"
+        f"task: years: {one} ({a} to {b}) and {other} ({c} to {d}) overlap"
         for ((a, b), one), ((c, d), other) in pairwise(spans)
         if c <= b
     ]
@@ -127,9 +127,7 @@ def parts_by_years(axes: Sequence[TimeAxis], years: Mapping[str, tuple[int, int]
                 part[mine] = PARTS.index(name)
         if not any(mine.any() for mine in inside):
             low, high = min(int(a.year.min()) for a in axes), max(int(a.year.max()) for a in axes)
-            problems.append(
-                f"data.split.years: no time for {name} from {first} to {last}; the data is of {low} to {high}"
-            )
+            problems.append(f"task: years: no time for {name} from {first} to {last}; the data is of {low} to {high}")
     if problems:
         raise InputError(problems)
     return found
@@ -143,7 +141,7 @@ def parts_by_series(axes: Sequence[TimeAxis], names: Sequence[str]) -> list[Inte
     wrong = [name for name in names if name not in (*PARTS, "none")]
     if wrong or len(names) != len(axes) or "train" not in names:
         raise InputError(
-            f"data.split.series: {list(names)} for {len(axes)} series; give train, valid, test or none for each, "
+            f"task: series: {list(names)} for {len(axes)} series; give train, valid, test or none for each, "
             "train at least once"
         )
     known = [*PARTS, "none"]

@@ -25,10 +25,11 @@ EARTH_RADIUS_M = 1000 * (6357 + 6378) / 2
 def latitude_weights(latitudes_degrees: ArrayLike, kind: Weights = "area") -> Array:
     """Weight of each row of a grid, with mean 1: (H) -> (H).
 
-    ``area`` is the area of the row's cells, whose bounds lie midway between latitudes and at the poles (WeatherBench 2,
-    ``get_lat_weights``); it is for scores of whole globes. ``cosine`` is the cosine of the latitude (ClimaX), also
-    right for a region. Rows may run north or south. Raises `InputError` for latitudes outside of -90 to 90, for none,
-    for those in no order, and where all rows are poles.
+    ``area`` is the area of the row's cells, whose bounds lie midway between latitudes and, where no other row has room
+    before it, at the pole (WeatherBench 2, ``get_lat_weights``, which is for whole globes); the outermost cells of a
+    region end half a step beyond their row. ``cosine`` is the cosine of the latitude (ClimaX). Rows may run north or
+    south. Raises `InputError` for latitudes outside of -90 to 90, for none, for those in no order, and where all rows
+    are poles.
     """
     if kind not in WEIGHTS:
         raise InputError(unknown("weights", "kind of latitude weights", kind, WEIGHTS))
@@ -41,7 +42,11 @@ def latitude_weights(latitudes_degrees: ArrayLike, kind: Weights = "area") -> Ar
         steps = np.diff(degrees)
         if not (bool((steps > 0).all()) or bool((steps < 0).all())):
             raise InputError("latitudes: cell areas need latitudes in order, from south to north or north to south")
-        ends = (-90.0, 90.0) if not len(steps) or steps[0] > 0 else (90.0, -90.0)
+        if not len(steps):
+            return np.ones(1)
+        outer = np.array([degrees[0] - steps[0], degrees[-1] + steps[-1]])  # where further rows would be
+        at_pole = np.abs(outer) > 90 - 1e-3
+        ends = np.where(at_pole, np.sign(outer) * 90, (outer + degrees[[0, -1]]) / 2)
         bounds = np.concatenate([ends[:1], (degrees[:-1] + degrees[1:]) / 2, ends[1:]])
         weights = np.abs(np.diff(np.sin(np.deg2rad(bounds))))
     if weights.mean() < 1e-12:
