@@ -31,7 +31,7 @@ from zoo.planner import decide, limits_of, what_is_free
 from zoo.plans import Limits, Workload
 from zoo.recipe import Budget
 from zoo.resolve import load_job
-from zoo.step import PHASES, Setup, build, train_step
+from zoo.step import PHASES, Setup, StepResult, build, train_step
 from zoo.techniques import Technique
 from zoo.techniques._saved_on_host import SavedOnHost
 from zoo.techniques.adapter import HeadOnly, LoRA
@@ -43,6 +43,7 @@ from zoo.techniques.quantization import NF4
 from zoo.tracer import Tracer
 from zoo.training import state
 from zoo.training.export import save_model
+from zoo.training.recovery import RanOut, attempt
 from zoo.training.run import train
 from zoo.training.values import loader_of
 from zoo.training.watcher import Watcher
@@ -487,6 +488,29 @@ def test_a_run_resumes_with_its_optimizer_on_the_host(recipes: Recipes) -> None:
     weights = [(run.folder.model / "model.safetensors").read_bytes() for run in (whole, plain, again)]
     assert weights[0] == weights[1], "trained as without"
     assert weights[0] == weights[2], "resumed to the bit"
+
+
+@pytest.mark.parametrize("technique", [Activations(), Optimizer(), Weights()], ids=lambda t: t.name)
+def test_a_step_that_runs_out_of_memory_leaves_nothing_and_is_taken_again(technique: Technique) -> None:
+    card = small("antiberty", dropout=0.1, hidden_size=WIDTH, intermediate_size=INNER)
+    task = task_of("sequence_regression", card)
+    adapter = LoRA(rank=2) if technique.name == "weights" else next(t for t in defaults() if t.key == "adapter")
+    given, batch = {"offload": technique, adapter.key: adapter}, [task.blank_batch(card, 16, 64)]
+    peaks = predicted(card, task, defaults(**given), 16, 64).peaks()
+    setup, untouched = (_built(card, **given) for _ in range(2))
+    for one in (setup, untouched):
+        _seeded_step(one, batch)  # which makes the states
+    ran_out = attempt(setup, batch, int(0.9 * max(peaks["forward"], peaks["backward"])))
+    assert isinstance(ran_out, RanOut)
+    assert (ran_out.phase in ("forward", "backward"), ran_out.weights_changed) == (True, False)
+    assert torch.equal(_seeded_step(setup, batch).loss, _seeded_step(untouched, batch).loss)
+    for p, q in zip(setup.model.parameters(), untouched.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def _seeded_step(setup: Setup, batch: Any) -> StepResult:
+    torch.manual_seed(3)
+    return train_step(setup, batch)
 
 
 # ------------------------------------------------------------------------------------------------ refusals
