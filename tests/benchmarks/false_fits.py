@@ -312,6 +312,7 @@ def summary(found: Sequence[Pair]) -> list[str]:
         errors = sorted(p.predicted / p.measured - 1 for p in fits)
         full = sorted(p.measured / p.budget for p in fits)
         beyond = [p for p in fits if p.measured > p.budget]
+        scratch = [p for p in fits if p.measured > p.needed]
         chosen = sorted({f"{k} {v}" for p in fits for k, v in p.techniques.items() if v != registry()[k][0].name})
         models = sorted({p.model for p in fits})
         lines += [
@@ -321,6 +322,13 @@ def summary(found: Sequence[Pair]) -> list[str]:
             f"median {full[len(full) // 2]:.0%}; {len(tight)} budgets were exactly what the chosen plan needs. The "
             f"profiler, which also sees the working memory of kernels, found {len(beyond)} above the budget"
             + (f", by at most {max(p.measured / p.budget - 1 for p in beyond):.2%}" if beyond else "")
+            + f", and {len(scratch)} above the upper end of what their plan says that it needs"
+            + (
+                f", by at most {max(p.measured - p.needed for p in scratch) / 1024:.0f} KiB, all of them plans of at "
+                f"most {max(p.needed for p in scratch) / MIB:.1f} MiB"
+                if scratch
+                else ""
+            )
             + ".",
             "",
             f"Models: {', '.join(models)}. Options that plans had beside the defaults: {', '.join(chosen)}.",
