@@ -156,7 +156,7 @@ class Tracer:
 
     def _standing(self, techniques: tuple[Technique, ...]) -> int:
         """Bytes of weights and optimizer states: what a step finds before its first operation."""
-        cards, place = self._shallow(techniques)
+        cards, place = self._shallow(techniques, least=1)
         found = [self._trace(techniques, card, 1, 1, self.searching, costs=False, steps=0).alive() for card in cards]
         return found[0] + (place - SHALLOW[0]) * (found[1] - found[0]) if len(found) > 1 else found[0]
 
@@ -180,10 +180,13 @@ class Tracer:
             raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
         return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
-    def _shallow(self, techniques: tuple[Technique, ...]) -> tuple[list[ModelCard], int]:
-        """The model of two depths of one pattern where its depth counts, else itself; its place among such depths."""
+    def _shallow(self, techniques: tuple[Technique, ...], least: int = SHALLOW[0]) -> tuple[list[ModelCard], int]:
+        """The model of two depths of one pattern where its depth counts, else itself; its place among such depths.
+
+        `least` is the first of them, where blocks are all treated alike: weights grow evenly from the first block on.
+        """
         period = math.lcm(*(t.period for t in techniques))
-        first = SHALLOW[0] if period == 1 else period + (self.depth or 0) % period
+        first = least if period == 1 else period + (self.depth or 0) % period
         if self.depth is None or first + period > self.depth:
             return [self.job.card], 0
         place = SHALLOW[0] + (self.depth - first) // period

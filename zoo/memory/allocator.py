@@ -271,32 +271,37 @@ def replay(
     allocator = CachingAllocator(limit=limit, expandable=expandable)
     held: dict[int, Block] = {}
     peaks: dict[str, Peak] = {}
-    highest, holders = -1, dict[int, int]()
+    sizes: dict[int, int] = {}
+    highest, top = -1, 0
     resident: int | None = None
     ends = [*(start for start, _ in record.marks[1:]), len(record.events)]
     for (start, phase), end in zip(record.marks, ends, strict=True):
         allocated, reserved = allocator.allocated, allocator.reserved
         counts = start >= since and phase != OUTSIDE
         resident = allocated if resident is None and phase != OUTSIDE else resident
-        for event in record.events[start:end]:
+        for place, event in enumerate(record.events[start:end], start):
             index = abs(event) - 1
             if event == EMPTY_CACHE:
                 allocator.empty_cache()
             elif record.devices[index] != device or not record.sizes[index]:
                 continue
             elif event < 0:
-                if counts and allocator.allocated > highest:  # looked at when it goes down again: fewer moments
-                    highest, holders = allocator.allocated, {i: block.size for i, block in held.items()}
                 allocator.free(held.pop(index))
             else:
-                held[index] = allocator.malloc(record.sizes[index])
+                held[index] = block = allocator.malloc(record.sizes[index])
+                sizes[index] = block.size
+                if counts and allocator.allocated > highest:
+                    highest, top = allocator.allocated, place + 1
                 allocated, reserved = max(allocated, allocator.allocated), max(reserved, allocator.reserved)
         if start >= since:
             old = peaks.get(phase, Peak(0, 0))
             peaks[phase] = Peak(max(old.allocated, allocated), max(old.reserved, reserved))
-            if counts and allocator.allocated > highest:
-                highest, holders = allocator.allocated, {i: block.size for i, block in held.items()}
+            if counts and allocator.allocated > highest:  # nothing came in it: what was there before is its peak
+                highest, top = allocator.allocated, start
     categories: dict[str, int] = defaultdict(int)
-    for index, size in holders.items():
-        categories[record.labels.get(index, "other")] += size
+    for event in record.events[:top]:
+        index = abs(event) - 1
+        if index in sizes:
+            categories[record.labels.get(index, "other")] += sizes[index] if event > 0 else -sizes[index]
+    categories = {category: held_by for category, held_by in categories.items() if held_by}
     return Replay(peaks, dict(sorted(categories.items())), resident or 0)

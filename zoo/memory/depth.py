@@ -47,10 +47,6 @@ class _Slot:
     size: tuple[int, int]
     age: tuple[int, int, int]
 
-    def at(self, more: int, copy: int) -> _Event:
-        size, age = self.size, self.age
-        return _Event(self.kind, size[0] + size[1] * more, age[0] + age[1] * more + age[2] * copy)
-
 
 def deepen(records: Sequence[Record], depths: Sequence[int], depth: int) -> Record:
     """The trace of a model of `depth` blocks from those of three models of evenly spaced `depths`.
@@ -80,23 +76,25 @@ def deepen(records: Sequence[Record], depths: Sequence[int], depth: int) -> Reco
         for turn, slots in enumerate(_parts(stretches)):
             for copy in range(more if turn % 2 else 1):
                 for slot in slots:
-                    _append(made, alive, number, slot.at(more, copy))
+                    _append(made, alive, number, slot, more, copy)
     return made
 
 
-def _append(made: Record, alive: dict[int, list[int]], number: int, event: _Event) -> None:
-    born, label, device = event.kind
+def _append(made: Record, alive: dict[int, list[int]], number: int, slot: _Slot, more: int, copy: int) -> None:
+    born, label, device = slot.kind
+    size = slot.size[0] + slot.size[1] * more
     if born < 0:
         index = len(made.sizes)
-        made.sizes.append(event.size)
+        made.sizes.append(size)
         made.devices.append(device)
         made.labels[index] = label
         made.events.append(index + 1)
         alive[number].append(index)
         return
     living = alive[born]
-    index = living.pop(-event.age) if 0 < event.age <= len(living) else -1
-    if index < 0 or (made.sizes[index], made.labels[index], made.devices[index]) != (event.size, label, device):
+    age = slot.age[0] + slot.age[1] * more + slot.age[2] * copy
+    index = living.pop(-age) if 0 < age <= len(living) else -1
+    if index < 0 or (made.sizes[index], made.labels[index], made.devices[index]) != (size, label, device):
         raise Irregular("an event of a deeper model frees a storage of another kind")
     made.events.append(-(index + 1))
 
