@@ -47,11 +47,13 @@ def predict_file(
         labels = ", ".join(fields.label for fields in series)
         raise InputError(f"{source}: has {len(series)} members ({labels}); give a file of one of them at a time")
     fields = series[0]
+    task.inputs.settle(request.card, task.predicts)
     check_grid(fields, task.grid)
     if source.exists() and target.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the forecast to another file")
     broken = fields.unreadable()
-    starts = [i for i in range(len(fields)) if i not in broken]
+    needed = {i: task.inputs.needs.before(fields.axis, i, max(task.leads)) for i in range(len(fields))}
+    starts = [i for i, states in needed.items() if states is not None and not broken.keys() & set(states)]
     with ForecastWriter(target, overwrite=True) as writer, torch.no_grad():
         for first in range(0, len(starts), STARTS):
             for part in _forecasts(task, model, device, fields, starts[first : first + STARTS]):

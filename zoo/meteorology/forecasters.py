@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ForecastHead(Head):
-    """The fields that are `given` and `wanted`, on a `grid` that begins at a `corner` (row, column) of the model's."""
+    """The fields that are `given` and `wanted`, on a `grid` that begins at a `corner` (row, column) of the model's.
+
+    `latitudes` and `longitudes` in degrees are those of the grid's rows and columns, empty where nobody knows them yet.
+    """
 
     given: tuple[str, ...] = ()
     wanted: tuple[str, ...] = ()
     grid: Grid = (0, 0)
     corner: tuple[int, int] = (0, 0)
+    latitudes: tuple[float, ...] = ()
+    longitudes: tuple[float, ...] = ()
 
 
 class ClimaXForecaster(ClimaX):

@@ -27,7 +27,6 @@ from zoo.meteorology.grids import Grid
 from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.rollout import roll_out
-from zoo.meteorology.samples import Window
 from zoo.meteorology.scores import latitude_weights
 from zoo.meteorology.times import TimeAxis
 
@@ -130,11 +129,11 @@ class Forecast:
     @property
     def head(self) -> ForecastHead:
         given = (*self.variables, *self.forcings)
-        shape = self.grid.shape
-        return ForecastHead("forecast", len(self.targets_wanted), given, self.targets_wanted, shape, self.corner)
+        where = self.grid.shape, self.corner, self.grid.latitudes, self.grid.longitudes
+        return ForecastHead("forecast", len(self.targets_wanted), given, self.targets_wanted, *where)
 
     def prepare(self, request: DataRequest, fetch: Callable[[Source], Path]) -> Data:
-        self.learned.predicts = self.predicts or request.card.config.get("predicts", "state")
+        self.inputs.settle(request.card, self.predicts)
         if self.learned.predicts == "difference" and (aside := set(self.targets_wanted) - set(self.variables)):
             raise InputError(
                 f"{request.card.name} predicts differences: every target must be among the variables; "
@@ -146,7 +145,7 @@ class Forecast:
             check_alone(series[0], self.grid, self.step)
         self.step = axis.step, axis.unit
         self.leads = tuple(self.lead_steps or (axis.steps(hours) for hours in self.lead_hours or ()))
-        self.archive = Archive(series, Window(self.leads, rollout=self.rollout), request, self.wanted)
+        self.archive = Archive(series, self.inputs.needs.window(self.leads, self.rollout, axis), request, self.wanted)
         self.files = self.archive.files
         self.latitudes, self.longitudes = series[0].grid.latitudes, series[0].grid.longitudes
         self.corner = corner_of(series[0], self.wanted.box, request.card)
@@ -225,11 +224,14 @@ class Forecast:
     # ------------------------------------------------------------------------------------------------------ batches
 
     def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
-        self.learned.predicts = self.predicts or card.config.get("predicts", "state")
+        self.inputs.settle(card, self.predicts)
         if not self.latitudes:
             self._assume(card)
-        head = self.head
-        inputs = {"fields": torch.zeros(rows, len(head.given), *head.grid), "hours": torch.zeros(rows)}
+        head, needs = self.head, self.inputs.needs
+        states = (needs.history,) if needs.history > 1 else ()
+        inputs = {"fields": torch.zeros(rows, *states, len(head.given), *head.grid), "hours": torch.zeros(rows)}
+        if needs.time:
+            inputs["time"] = torch.zeros(rows)
         if self.learned.predicts == "difference":
             inputs |= {name: torch.zeros(rows, head.outputs, 1, 1) for name in ("scale", "shift")}
         if self.forcings and self.rollout > 1:
@@ -255,7 +257,7 @@ class Forecast:
         fields, start, ends = archive.read(example.part, example.number, lead)
         ends = ends[: example.steps]
         wanted = fields.read(ends, self.targets_wanted)
-        found = self.inputs.given(fields.read(start, self.variables), fields, fields.axis, [start, *ends], lead)
+        found = self.inputs.given(self.inputs.before(fields, start, lead), fields, fields.axis, [start, *ends], lead)
         own = states.of(self.targets_wanted)
         if epoch is not None:
             found["target"] = own.normalise(wanted - self.inputs.usual(fields.axis, ends, self.targets_wanted))
@@ -269,7 +271,7 @@ class Forecast:
     def batch_of_starts(self, fields: Fields, starts: Sequence[int], lead: int, valid: Sequence[TimeAxis]) -> Batch:
         """What the model is given to forecast from some times of a file: `valid`: each start and what comes after."""
         made = [
-            self.inputs.given(fields.read(start, self.variables), fields, axis, range(len(axis)), lead)
+            self.inputs.given(self.inputs.before(fields, start, lead), fields, axis, range(len(axis)), lead)
             for start, axis in zip(starts, valid, strict=True)
         ]
         inputs = {name: torch.tensor(np.stack([one[name] for one in made])) for name in made[0]}

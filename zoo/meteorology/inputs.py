@@ -6,18 +6,70 @@ Legend of shapes: `B` batch, `V` fields given, `O` fields wanted, `F` forcings, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from zoo.card import ModelCard
+from zoo.errors import InputError
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forcings import FORCINGS, forcing_fields
-from zoo.meteorology.learned import Learned
-from zoo.meteorology.times import TimeAxis
+from zoo.meteorology.learned import Learned, Predicts
+from zoo.meteorology.samples import Window
+from zoo.meteorology.times import TimeAxis, date_label
 
 SOLAR = 5e6
 """J m-2 in an hour that forcings of sunlight are divided by: about the most there is."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model needs beside the fields of one state, as the config of its card says.
+
+    `history`: how many states, a step apart, the initial one last. `step_hours`: the only step that it makes. `time`:
+    whether it is told the time.
+    """
+
+    history: int = 1
+    step_hours: float | None = None
+    time: bool = False
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Needs:
+        """Those of a card."""
+        return cls(**{name: card.config[name] for name in ("history", "step_hours", "time") if name in card.config})
+
+    def window(self, leads: tuple[int, ...], rollout: int, axis: TimeAxis) -> Window:
+        """The times of a sample. Raises `InputError` for leads that are not the one step of the model."""
+        if self.step_hours is None:
+            return Window(leads, self.history, rollout=rollout)
+        step = axis.steps(self.step_hours)
+        if leads != (step,):
+            raise InputError(
+                f"task: leads of {', '.join(str(lead) for lead in leads)} steps of {axis.step_name}; the model makes "
+                f"steps of {self.step_hours:g} hours and no others: say lead_hours: [{self.step_hours:g}], and with "
+                "rollout how many such steps"
+            )
+        return Window(leads, self.history, step, rollout)
+
+    def before(self, axis: TimeAxis, start: int, lead: int) -> list[int] | None:
+        """Indices of the states to give for a forecast from `start` with a `lead`, None where one is not there."""
+        if self.history == 1:
+            return [start]
+        wanted = axis.slots[start] - lead * np.arange(self.history)[::-1]
+        found = [int(index) for slot in wanted if slot >= 0 for index in np.flatnonzero(axis.slots == slot)]
+        return found if len(found) == self.history else None
+
+
+def hours_since_1970(value: Any) -> np.float32:
+    """Of a date of either kind, to about two minutes; whole hours are exact. Raises `InputError` for 30 February."""
+    try:
+        real = value if isinstance(value, np.datetime64) else np.datetime64(value.isoformat())
+    except ValueError:
+        raise InputError(f"{date_label(value)}: no real date, and the model is told the time; leave it out") from None
+    return np.float32((real - np.datetime64(0, "s")) / np.timedelta64(3600, "s"))
 
 
 class Inputs:
@@ -33,16 +85,32 @@ class Inputs:
     ) -> None:
         self.learned, self.variables, self.targets = learned, variables, targets
         self.forcings, self.rollout = forcings, rollout
+        self.needs = Needs()
+
+    def settle(self, card: ModelCard, predicts: Predicts | None) -> None:
+        """What the card's model is given, and what it says: that of the recipe, where it says anything."""
+        self.learned.settle(card, predicts)
+        self.needs = Needs.of(card)
+
+    def before(self, fields: Fields, start: int, lead: int) -> Any:
+        """The state at `start` (V H W), or with a history, which is known to be there, the states (S V H W)."""
+        times = self.needs.before(fields.axis, start, lead)
+        return fields.read(start if times is None or len(times) == 1 else times, self.variables)
 
     def given(self, state: Any, fields: Fields, axis: TimeAxis, times: Sequence[int], lead: int) -> dict[str, Any]:
-        """What the model is given of a state (V H W) at the first of some `times` of an axis, to go to the others."""
+        """What the model is given at the first of some `times` of an axis, to go to the others.
+
+        `state` (V H W) is that of the first time; of a model with a history (S V H W), that of the first time last.
+        """
         origin = self.usual(axis, times[:1], self.variables)[0]
         states, own = self.learned.states, self.learned.states.of(self.targets)
         normal = states.of(self.variables).normalise(state - origin)
         found: dict[str, Any] = {
-            "fields": np.concatenate([normal, self._forced(fields, axis, times[0])]),
+            "fields": normal if state.ndim == 4 else np.concatenate([normal, self._forced(fields, axis, times[0])]),
             "hours": np.float32(axis.hours[times[1]] - axis.hours[times[0]]),
         }
+        if self.needs.time:
+            found["time"] = hours_since_1970(axis.values[times[0]])
         if self.learned.predicts == "difference":
             change = self.learned.differences(lead)
             found["scale"] = (change.std / own.std).astype(np.float32)[:, None, None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.card import ModelCard, load_ref
 from zoo.errors import InputError
 from zoo.meteorology.archive import Archive
 from zoo.meteorology.climatology import Climatology, load_climatology, measure_climatology, save_climatology
@@ -26,9 +27,24 @@ class Learned:
         self.fields, self.targets, self.grouping = fields, targets, grouping
         self.predicts: Predicts = "state"
         self.archive: Archive | None = None
+        self._known: Statistics | None = None
         self._states: Statistics | None = None
         self._differences: dict[int, Statistics] = {}
         self._climatology: Climatology | None = None
+
+    def settle(self, card: ModelCard, predicts: Predicts | None) -> None:
+        """What the card's model predicts, and what it normalises by where it was trained with constants of its own.
+
+        Those are what ``statistics`` of its config names: a function of the fields' names. Raises `InputError` for
+        fields that it has no constants for, and where they are of states and something else is to be predicted.
+        """
+        self.predicts = predicts or card.config.get("predicts", "state")
+        own = card.config.get("statistics")
+        if own and self.predicts != "state":
+            raise InputError(
+                f"predicts: {self.predicts}: {card.name} normalises states by constants of its own; say predicts: state"
+            )
+        self._known = load_ref(own)(self.fields) if own else None
 
     def from_archive(self, archive: Archive) -> None:
         """Measure on this archive from now on, and forget what was measured before."""
@@ -46,7 +62,8 @@ class Learned:
         if self._states is None:
             archive = self._trained_on
             archive.check_values()
-            self._states = measure(archive.series, archive.training_times, names=self.fields, less=self.origin)
+            times = archive.training_times
+            self._states = self._known or measure(archive.series, times, names=self.fields, less=self.origin)
         return self._states
 
     def differences(self, lead: int) -> Statistics:

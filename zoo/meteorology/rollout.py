@@ -16,22 +16,27 @@ def roll_out(
 ) -> Iterator[Tensor]:
     """Normalised fields wanted (B O H W), float32, after each of `steps` steps.
 
-    `inputs`: ``fields`` (B V H W) normalised, ``hours`` (B) of a step; of models that predict normalised differences
-    ``scale`` and ``shift`` (B O 1 1), which make changes of normalised states of them; of more steps than one
-    ``forcings`` (B steps-1 F H W) of the later states. Every field wanted is then among the `given` ones.
+    `inputs`: ``fields`` (B V H W) normalised, ``hours`` (B) of a step; of models with a history ``fields`` (B S V H W),
+    the present state last; of those that are told the time ``time`` (B), hours since 1970; of models that predict
+    normalised differences ``scale`` and ``shift`` (B O 1 1), which make changes of normalised states of them; of more
+    steps than one ``forcings`` (B steps-1 F H W) of the later states. Every field wanted is then among the `given`.
     """
     state, hours = inputs["fields"], inputs["hours"]
     places = [given.index(name) for name in wanted] if set(wanted) <= set(given) else None
     kind = next(model.parameters()).dtype
     for step in range(steps):
-        said = model(state.to(kind), hours).float()
+        told = {"time": inputs["time"] + step * hours} if "time" in inputs else {}
+        said = model(state.to(kind), hours, **told).float()
         if "scale" in inputs:
             assert places is not None
             said = _at(state, places) + said * inputs["scale"] + inputs["shift"]
         yield said
         if step + 1 < steps:
             assert places is not None
-            state = _next(state, said, places, inputs.get("forcings"), step)
+            if state.ndim == 5:
+                state = torch.cat([state[:, 1:], _next(state[:, -1], said, places, None, step)[:, None]], dim=1)
+            else:
+                state = _next(state, said, places, inputs.get("forcings"), step)
 
 
 def _next(state: Tensor, said: Tensor, places: Sequence[int], forcings: Tensor | None, step: int) -> Tensor:
