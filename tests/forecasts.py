@@ -74,6 +74,7 @@ class Forecasts:
 
     def data(self, made: xr.Dataset | None = None, name: str = "waves.nc") -> Path:
         path = self.folder / name
+        path.unlink(missing_ok=True)  # what is open stays as it is
         (waves() if made is None else made).to_netcdf(path, engine="netcdf4")
         return path
 

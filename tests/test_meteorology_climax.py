@@ -14,7 +14,7 @@ import torch
 from golden import compare, reference
 
 from zoo.errors import InputError, WeightsError
-from zoo.meteorology import climax, metrics
+from zoo.meteorology import metrics, released
 from zoo.meteorology.checkpoints import read_training_checkpoint
 from zoo.meteorology.climax import ClimaX, from_authors
 from zoo.meteorology.layers import DropPath

@@ -12,7 +12,7 @@ import torch
 from golden import compare, reference
 
 from zoo.errors import InputError, WeightsError
-from zoo.meteorology import stormer
+from zoo.meteorology import released
 from zoo.meteorology.stormer import Stormer, from_authors
 from zoo.step import materialise
 from zoo.weights import initialise

@@ -127,7 +127,8 @@ class VariableTokens(nn.Module):
     def forward(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         """(B V H W) -> (B L V D): `indices` says which variable each of the V fields is."""
         tokens = torch.einsum("blvp,vdp->blvd", to_patches(x, self.patch_size), take(self.weight, indices, 0))
-        return tokens + (take(self.bias, indices, 0) + take(self.identity, indices, 0))
+        tokens = tokens + (take(self.bias, indices, 0) + take(self.identity, indices, 0))
+        return tokens.contiguous()  # the product is variable by variable: the next one would take a copy besides
 
 
 class VariableAggregation(nn.Module):
