@@ -196,18 +196,9 @@ def build(
 
 @contextlib.contextmanager
 def storage_free() -> Iterator[None]:
-    """New tensors get no storage and no values, and no mode (fake tensors, a ledger) takes notice of them."""
-    initialisers = {name: f for name, f in vars(nn.init).items() if name.endswith("_") and callable(f)}
+    """New tensors get no storage, and no mode (fake tensors, a ledger) takes notice of what happens to them."""
     with _disable_current_modes(), torch.device("meta"):
-        vars(nn.init).update(dict.fromkeys(initialisers, _as_it_is))  # working out distributions of nothing takes time
-        try:
-            yield
-        finally:
-            vars(nn.init).update(initialisers)
-
-
-def _as_it_is(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-    return tensor
+        yield
 
 
 def materialise(
