@@ -91,7 +91,10 @@ class Forecasts:
                 "split": {"method": "time", "fractions": [0.7, 0.15, 0.15]},
             },
             "budget": {"device": "2GiB"},
-            "techniques": {"precision": "fp32", "adapter": "full", "checkpointing": "none"},
+            "techniques": {
+                "precision": "fp32", "adapter": "full", "checkpointing": "none", "attention": "sdpa", "loss": "full",
+                "optimizer": "adamw", "offload": "none", "quantization": "none",
+            },
             "train": {"max_steps": 3, "global_batch_size": 4, "learning_rate": 1e-3, "seed": 3},
             "output": str(self.folder / "run"),
         }

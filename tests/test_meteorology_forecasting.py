@@ -82,12 +82,12 @@ class Truth(Zeros):
         ({"target_weights": {"t_850": 1.0}}, "target_weights: temperature_850: no target"),
         ({"target_weights": {"t_500": -1.0}}, "target_weights: numbers >= 0, not all of them 0"),
         ({"target_weights": {"t_500": 0.0}}, "target_weights: numbers >= 0, not all of them 0"),
-        ({"targets": ["t_850"], "rollout": 2}, "rollout: 2 needs every target among the variables; temperature_850 are"),
-        ({"targets": ["t_850"], "predicts": "difference"}, "predicts: difference needs every target among the variabl"),
+        ({"targets": ["t_850"], "rollout": 2}, "rollout: 2 needs every target among the variables; temperatur"),
+        ({"targets": ["t_850"], "predicts": "difference"}, "predicts: difference needs every target among the var"),
         ({"predicts": "tendency"}, '"tendency"'),
         ({"weighting": "plain"}, '"plain"'),
         ({"climatology": "week"}, '"week"'),
-        ({"box": {"nort": 1, "south": 0, "west": 0, "east": 9}}, 'box: "nort" is not a known edge; did you mean "north"'),
+        ({"box": {"nort": 1, "south": 0, "west": 0, "east": 9}}, 'box: "nort" is not a known edge; did you mean'),
         ({"box": {"north": 60, "south": 0}}, "box: no west, east; give all of north, south, west, east in degrees"),
         ({"box": {"north": 0, "south": 60, "west": 0, "east": 9}}, "needed are -90 <= south < north <= 90"),
         ({"files": {"a.nc": {"x": {"nam": "temperature"}}}}, 'files: a.nc: x: "nam" is not a known fact; did you mean'),
@@ -108,10 +108,10 @@ def test_wrong_options_are_refused_before_a_file_is_opened(
         ({}, {"lead_hours": [7]}, "lead of 7 hours is no whole number of the data's steps of 6 hours; give a multiple"),
         ({}, {"variables": ["temperature_700"]}, "temperature has no level 700 hPa (levels there: 500, 850)"),
         ({}, {"lead_hours": [6000]}, "data.split: no sample for training (42 at the ends of the data)"),
-        ({}, {"lead_hours": [60]}, "data.split: no sample in the valid part (left out: {'at the ends of the data': 1, 'across"),
-        ({}, {"targets": ["t_850"]}, "climax_small predicts differences: every target must be among the variables; temp"),
+        ({}, {"lead_hours": [60]}, "data.split: no sample in the valid part (left out: {'at the ends of the data"),
+        ({}, {"targets": ["t_850"]}, "climax_small predicts differences: every target must be among the variables"),
         ({}, {"series": {"all": "train"}}, "task: series: is for data.split.method: series, and the recipe says time"),
-        ({}, {"years": {"train": [1990, 1991]}}, "task: years: no time for train from 1990 to 1991; the data is of 200"),
+        ({}, {"years": {"train": [1990, 1991]}}, "task: years: no time for train from 1990 to 1991; the data"),
         ({"data.split": {"method": "series"}}, {"series": {"A": "train"}}, "say for each of the files of a dataset"),
         ({}, {"files": {"z*.nc": {"x": {"level": 500}}}}, "task: files: z*.nc: no file of"),
         ({"model": "climax_5_625deg"}, {}, "wanted are 32 x 64. Regrid the data, cut it with a box, or choose"),
@@ -591,7 +591,7 @@ def test_what_is_left_out_altogether_is_said(made: Forecasts) -> None:
         variables=["2m_temperature"], lead_hours=None, lead_steps=[200], predicts="state",
         series={"A1B": "train", "E1": "test"},
     )  # fmt: skip
-    with pytest.raises(InputError, match="no sample is left in the train part .*or say data.leaked: report"):
+    with pytest.raises(InputError, match=r"no sample is left in the train part .*or say data.leaked: report"):
         job.task.prepare(job, fetch)
 
 
@@ -601,9 +601,7 @@ def test_series_of_one_task_share_grid_and_step(made: Forecasts) -> None:
     with pytest.raises(InputError) as error:
         _check_alike(series)
     assert "other.nc: is on 4 x 16 points" in str(error.value)
-    assert "other.nc: has a step of 12 hours, and waves.nc 6 hours; series of one task must share it" in str(
-        error.value
-    )
+    assert "other.nc: has a step of 12 hours, and waves.nc 6 hours; series of one task must share" in str(error.value)
 
 
 def test_monthly_heights_are_geopotential_from_year_to_year(made: Forecasts) -> None:
