@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,8 +32,48 @@ def build(card: ModelCard, head: Head) -> nn.Module:
 
     if head.kind not in _CLASSES:
         raise ValueError(f"{card.name} has no head of kind {head.kind!r} (kinds: {', '.join(sorted(_CLASSES))})")
-    model: nn.Module = getattr(transformers, _CLASSES[head.kind]).from_config(_config(card, head))
+    with _unhurried():
+        model: nn.Module = getattr(transformers, _CLASSES[head.kind]).from_config(_config(card, head))
     return model
+
+
+@contextlib.contextmanager
+def _unhurried() -> Iterator[None]:
+    """What `transformers` imports beside a model's code, imported when it is used: it takes as long as a plan's traces.
+
+    ``transformers.models`` lists its 1600 files, as ``import transformers`` has just done: until somebody asks for the
+    package itself, it is a place to find modules in. `scipy.optimize` has one function of the losses of object
+    detection.
+    """
+    import transformers
+
+    models, optimize = "transformers.models", "scipy.optimize"
+    beside = {}
+    if models not in sys.modules:
+        beside[models] = ModuleType(models)
+        beside[models].__path__ = [str(Path(transformers.__file__).parent / "models")]
+    if optimize not in sys.modules and importlib.util.find_spec("scipy"):
+        beside[optimize] = _Deferred(optimize)
+    sys.modules.update(beside)
+    try:
+        yield
+    finally:
+        for name, module in beside.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+class _Deferred(ModuleType):
+    """Stands for a module of functions, which is imported when one of them is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)(*args, **options)
+
+        return call
 
 
 def build_mean_pooled(card: ModelCard, head: Head) -> nn.Module:
