@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+# What it depends on would replace torchvision, and with it PyTorch; zoo/meteorology/aurora.py does without.
+AURORA := microsoft-aurora>=2.0.1,<3
 # Without compiling: Python compiles what is used when it is used, which for torch is a small part; and keeps it, for else
 # every command would spend ten seconds on that.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +23,8 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable ".[biology,chemistry,grib,meteorology,dev]"
+	$(INSTALL) --editable ".[biology,chemistry,grib,meteorology,aurora,dev]"
+	$(INSTALL) --no-deps "$(AURORA)"
 	touch $@
 
 # Fine-tunes a pretrained chemistry model on measured solubilities inside 2 GiB, beside the floors that it has to beat;

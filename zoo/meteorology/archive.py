@@ -109,12 +109,13 @@ def describe_files(path: str, files: Files, columns: Mapping[str, str]) -> list[
 
 
 def corner_of(fields: Fields, box: Box | None, card: ModelCard) -> tuple[int, int]:
-    """Row and column of the card's globe where a region begins; of a model for any grid the first.
+    """Row and column of the card's globe where a region begins; of a model for any grid, or that is told coordinates,
+    the first.
 
     Raises `InputError` where the files have not the whole of that globe, of which a region could be told.
     """
     wanted = card.config.get("grid")
-    if box is None or not wanted:
+    if box is None or not wanted or card.config.get("coordinates"):
         return 0, 0
     globe = layout(fields.label, fields.layout.file, latitude=LATITUDE, west=WEST).grid
     if globe.shape != tuple(wanted):

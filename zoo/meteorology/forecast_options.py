@@ -8,13 +8,19 @@ from zoo.errors import InputError, unknown
 from zoo.meteorology.archive import Files
 from zoo.meteorology.forcings import FORCINGS
 from zoo.meteorology.grids import Box
-from zoo.meteorology.names import field_name, parse_field
+from zoo.meteorology.names import field_name, parse_field, variable_named
 
 
 def canonical(name: str) -> str:
     if name in FORCINGS:
         return name
     return field_name(*parse_field(name))
+
+
+def changing(names: Sequence[str]) -> list[str]:
+    """The fields that change with time; all of them where none does, which is for others to refuse."""
+    known = {name: None if name in FORCINGS else variable_named(parse_field(name)[0]) for name in names}
+    return [name for name, variable in known.items() if variable is None or not variable.constant] or list(names)
 
 
 def wrong_options(

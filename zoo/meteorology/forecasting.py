@@ -20,7 +20,7 @@ from zoo.domain import Batch, DataRequest
 from zoo.errors import InputError
 from zoo.meteorology.archive import SPLITS, Archive, Wanted, check_alone, corner_of, open_archive
 from zoo.meteorology.fields import Fields
-from zoo.meteorology.forecast_options import canonical, checked, region, wrong_options
+from zoo.meteorology.forecast_options import canonical, changing, checked, region, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
 from zoo.meteorology.forecasters import ForecastHead
 from zoo.meteorology.grids import Grid
@@ -56,9 +56,10 @@ class Initial:
 class Forecast:
     """Forecasts of fields, scored against what came, against persistence and against climatology.
 
-    Options: `variables` are the fields given, as ``geopotential_500``; `targets` those wanted (the same where nothing
-    is said). `lead_hours`, or `lead_steps` of the data (months, years), are the leads, of which one is drawn for each
-    sample of an epoch; a `rollout` of r goes r such steps, each from what the last one gave, and trains on all.
+    Options: `variables` are the fields given, as ``geopotential_500``; `targets` those wanted (where nothing is said
+    the same, without those that never change). `lead_hours`, or `lead_steps` of the data (months, years), are the
+    leads, of which one is drawn for each sample of an epoch; a `rollout` of r goes r such steps, each from what the
+    last one gave, and trains on all.
     `predicts`: ``state``, ``difference`` (from the state given), or ``anomaly`` (from climatology; anomalies are given,
     too); the model's own way where nothing is said. `weighting` of the loss over
     latitudes is ``cosine`` (as ClimaX) or ``area``; scores weigh cells by their area. `target_weights` by field.
@@ -92,7 +93,7 @@ class Forecast:
     ) -> None:
         problems = wrong_options(variables, targets, lead_hours, lead_steps, rollout, forcings, every)
         self.variables = tuple(canonical(name) for name in variables)
-        self.targets_wanted = tuple(canonical(name) for name in targets or variables)
+        self.targets_wanted = tuple(canonical(name) for name in targets or changing(variables))
         weights = {canonical(name): value for name, value in (target_weights or {}).items()}
         if strange := [name for name in weights if name not in self.targets_wanted]:
             problems.append(f"target_weights: {', '.join(strange)}: no target")

@@ -1,0 +1,217 @@
+"""Aurora under the signature of a forecaster. Imported only once `zoo.meteorology.aurora.library` has succeeded.
+
+The library's code is used as it is, with four things changed from outside, none of which changes a number:
+
+- fields come and go in its own normalised units, since `Statistics` have made them so before;
+- it checks coordinates, levels and times by asking tensors for their values at every step, which waits for the device,
+  and which tensors without storage cannot answer: what it would find is checked here once;
+- encodings of position are worked out once and not at every step;
+- masks of windows are not kept in a cache of the process, in which a mask without storage would outlive a prediction.
+
+Legend of shapes: `B` batch, `S` states of history, `V` fields given, `O` fields wanted, `H` x `W` grid points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aurora.model.decoder
+import aurora.model.encoder
+import aurora.model.swin3d
+import torch
+from aurora import Aurora, Batch, Metadata
+from aurora.model.encoder import Perceiver3DEncoder
+from aurora.model.fourier import absolute_time_expansion, lead_time_expansion, levels_expansion
+from aurora.model.patchembed import LevelPatchEmbed
+from aurora.model.posencoding import pos_scale_enc
+from aurora.model.util import init_weights
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from zoo.errors import InputError
+from zoo.meteorology.aurora import Places
+
+
+@dataclasses.dataclass
+class Place(Metadata):  # type: ignore[misc]
+    """Metadata whose coordinates, constants in the host's memory, have been checked before.
+
+    `hours` (B) since 1970 are for the encoder. The decoder, which would ask the device for the hours of the step to add
+    them to each time, finds none.
+    """
+
+    hours: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class Normalised(Batch):  # type: ignore[misc]
+    """A batch that is in the model's own units already: its fields move and change type, its coordinates do not."""
+
+    def normalise(self, surf_stats: Any) -> Batch:
+        return self
+
+    def unnormalise(self, surf_stats: Any) -> Batch:
+        return self
+
+    def _fmap(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        fields = ({name: f(x) for name, x in kind.items()} for kind in (self.surf_vars, self.static_vars))
+        return Normalised(*fields, {name: f(x) for name, x in self.atmos_vars.items()}, self.metadata)
+
+
+class _TimeEmbedding(nn.Linear):
+    """Embeds the `hours` that the encoder leaves here, not the one moment that the library works out."""
+
+    hours: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.hours is not None
+        return super().forward(absolute_time_expansion(self.hours, self.in_features).to(input))
+
+
+class _Encoder(Perceiver3DEncoder):  # type: ignore[misc]
+    """Is told the times as a tensor: the library would have a list of dates, one for each sample."""
+
+    def forward(self, batch: Batch, lead_times: Tensor) -> Tensor:
+        embed, anytime = self.absolute_time_embed, datetime(1970, 1, 1, tzinfo=UTC)
+        embed.hours = batch.metadata.hours
+        told = dataclasses.replace(batch, metadata=dataclasses.replace(batch.metadata, time=(anytime,)))
+        try:
+            return super().forward(told, lead_times)  # type: ignore[no-any-return]
+        finally:
+            embed.hours = None
+
+
+class AuroraForecaster(Aurora):  # type: ignore[misc]
+    """Aurora for the fields that `places` tells, on a grid of `latitudes` and `longitudes` in degrees.
+
+    Raises `InputError` for coordinates that are not those of a globe in rows and columns of whole patches.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        latitudes: Sequence[float],
+        longitudes: Sequence[float],
+        *,
+        history: int,
+        step_hours: float,
+        patch_size: int,
+        **facts: Any,
+    ) -> None:
+        super().__init__(
+            use_lora=False,
+            max_history_size=history,
+            timestep=timedelta(hours=step_hours),
+            patch_size=patch_size,
+            **facts,
+        )
+        self.places = places
+        self.southward = latitudes[0] > latitudes[-1]
+        north_first = tuple(latitudes if self.southward else reversed(latitudes))
+        _check_globe(north_first, tuple(longitudes), patch_size)
+        # plain tuples: tensors would be made without storage, and go from device to device
+        self.latitudes, self.longitudes = north_first, tuple(longitudes)
+        for embed in (self.encoder.pos_embed, self.encoder.scale_embed):
+            embed.register_forward_pre_hook(_to_the_device)
+        self.encoder.__class__, self.encoder.absolute_time_embed.__class__ = _Encoder, _TimeEmbedding
+
+    def forward(self, fields: Tensor, hours: Tensor, time: Tensor) -> Tensor:
+        """Normalised states (B S V H W) at `time` (B), hours since 1970, and before -> fields wanted (B O H W), 6 h on.
+
+        `hours` (B), those of the step, are the model's own always: the task sees to it.
+        """
+        states = fields if self.southward else fields.flip(-2)
+        with _disable_current_modes():
+            coordinates = _on_the_host(self.latitudes), _on_the_host(self.longitudes)
+        places = self.places
+        batch = Normalised(
+            {name: states[:, :, i] for name, i in places.surface.items()},
+            {name: states[0, -1, i] for name, i in places.static.items()},
+            {name: _at(states, where) for name, where in places.on_levels.items()},
+            Place(*coordinates, (), places.levels, hours=time),
+        )
+        said = super().forward(batch)
+        found = [
+            said.surf_vars[name][:, 0] if level is None else said.atmos_vars[name][:, 0, level]
+            for name, level in places.wanted
+        ]
+        wanted = torch.stack(found, dim=1)
+        return wanted if self.southward else wanted.flip(-2)
+
+    def _post_decoder_hook(self, batch: Batch, pred: Batch) -> Batch:
+        return Normalised(pred.surf_vars, pred.static_vars, pred.atmos_vars, pred.metadata)
+
+    def reset_parameters(self) -> None:
+        """Values of the authors' initialisation."""
+        self.apply(init_weights)
+        for layer in (*self.backbone.encoder_layers, *self.backbone.decoder_layers):
+            layer.init_respostnorm()
+        nn.init.trunc_normal_(self.encoder.atmos_latents, std=0.02)
+        nn.init.trunc_normal_(self.encoder.surf_level_encoding, std=0.02)
+        for module in self.modules():
+            if isinstance(module, LevelPatchEmbed):
+                module.init_weights()
+
+
+def _on_the_host(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
+
+
+def _at(states: Tensor, places: Sequence[int]) -> Tensor:
+    """Some fields (B S L H W) of states (B S V H W), without a copy where they follow each other."""
+    if list(places) == list(range(places[0], places[0] + len(places))):
+        return states[:, :, places[0] : places[0] + len(places)]
+    return torch.stack([states[:, :, i] for i in places], dim=2)
+
+
+def _check_globe(latitudes: tuple[float, ...], longitudes: tuple[float, ...], patch_size: int) -> None:
+    down = latitudes[0] <= 90 and latitudes[-1] >= -90 and all(a > b for a, b in itertools.pairwise(latitudes))
+    east = longitudes[0] >= 0 and longitudes[-1] < 360 and all(a < b for a, b in itertools.pairwise(longitudes))
+    rows, columns = len(latitudes), len(longitudes)
+    whole = latitudes[0] - latitudes[-1] > 180 - 270 / rows and longitudes[-1] - longitudes[0] > 360 - 540 / columns
+    if not (down and east and whole):
+        raise InputError(
+            f"Aurora: {rows} latitudes from {latitudes[0]:g} to {latitudes[-1]:g}, {columns} longitudes from "
+            f"{longitudes[0]:g} to {longitudes[-1]:g}; it takes the whole globe only, latitudes within 90 and -90, "
+            "longitudes from 0 to below 360, both in order"
+        )
+    if len(latitudes) % patch_size or len(longitudes) % patch_size:
+        raise InputError(
+            f"Aurora: a grid of {len(latitudes)} x {len(longitudes)} points is not made of whole patches of "
+            f"{patch_size} x {patch_size}; leave out a row with a box"
+        )
+
+
+# --------------------------------------------------------------------------------------- changes to the library's code
+
+
+def _to_the_device(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].to(module.weight.device),)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=1)
+def _encodings(width: int, latitudes: tuple[float, ...], longitudes: tuple[float, ...], patch: int) -> Any:
+    expansions = aurora.model.encoder.pos_expansion, aurora.model.encoder.scale_expansion
+    with torch.inference_mode(False), torch.no_grad():  # they are for every step, not only for one without gradients
+        coordinates = _on_the_host(latitudes), _on_the_host(longitudes)
+        return pos_scale_enc(width, *coordinates, patch, pos_expansion=expansions[0], scale_expansion=expansions[1])
+
+
+def _once(width: int, latitudes: Tensor, longitudes: Tensor, patch: int, **_: Any) -> Any:
+    with _disable_current_modes():
+        return _encodings(width, tuple(latitudes.tolist()), tuple(longitudes.tolist()), patch)
+
+
+aurora.model.encoder.pos_scale_enc = _once
+aurora.model.decoder.Metadata = Place
+for _expansion in (lead_time_expansion, levels_expansion):
+    _expansion.assert_range = False  # hours of a step and levels of the table of constants are in range
+_mask = aurora.model.swin3d.compute_3d_shifted_window_mask
+aurora.model.swin3d.compute_3d_shifted_window_mask = getattr(_mask, "__wrapped__", _mask)
