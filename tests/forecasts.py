@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from zoo.data.prepare import Data
 from zoo.meteorology.forecasting import Forecast
+from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.source import COMPUTED
 from zoo.recipe_file import read_recipe
 from zoo.resolve import Job, resolve
 
@@ -61,6 +64,28 @@ def waves(
     )
 
 
+def fields(names: Sequence[str], rows: int, columns: int, times: int = 24, dtype: Any = np.float32) -> xr.Dataset:
+    """Six-hourly noise for any fields by name, all of a variable's levels in one array, on a global grid."""
+    wanted: dict[str, set[float]] = {}
+    for name in names:
+        variable, level = parse_field(name)
+        wanted.setdefault(variable, set()).update(() if level is None else (level,))
+    levels = sorted(set().union(*wanted.values()))
+    like = waves(times, rows=rows, columns=columns)[["time", "latitude", "longitude"]]
+    draw, data = np.random.default_rng(0), {}
+    for name, mine in wanted.items():
+        if name in COMPUTED:
+            continue
+        dims = ["time", *(["level"] if mine else []), "latitude", "longitude"]
+        still = name in ("land_sea_mask", "orography")
+        shape = [n for d, n in (("time", times), ("level", len(levels)), ("latitude", rows), ("longitude", columns))
+                 if d in dims]  # fmt: skip
+        unit = variable_named(name).unit
+        data[name] = (dims[still:], draw.random(shape[still:], dtype=np.float32).astype(dtype), {"units": unit})
+    level = {"level": ("level", levels, {"units": "hPa"})} if levels else {}
+    return xr.Dataset(data, {**like.coords, **level})
+
+
 def months(count: int = 60) -> xr.Dataset:
     """The same in months."""
     return waves((np.datetime64("1990-01") + np.arange(count)).astype("datetime64[ns]"))
@@ -92,8 +117,14 @@ class Forecasts:
             },
             "budget": {"device": "2GiB"},
             "techniques": {
-                "precision": "fp32", "adapter": "full", "checkpointing": "none", "attention": "sdpa", "loss": "full",
-                "optimizer": "adamw", "offload": "none", "quantization": "none",
+                "precision": "fp32",
+                "adapter": "full",
+                "checkpointing": "none",
+                "attention": "sdpa",
+                "loss": "full",
+                "optimizer": "adamw",
+                "offload": "none",
+                "quantization": "none",
             },
             "train": {"max_steps": 3, "global_batch_size": 4, "learning_rate": 1e-3, "seed": 3},
             "output": str(self.folder / "run"),

@@ -316,7 +316,9 @@ def test_json_of_zoo_plan_keeps_its_contract(recipes: Recipes, budget: str, code
     assert all(isinstance(reason, str) for reason in answer["reasons"])
 
 
-SHIPPED = sorted((shared() / "recipes").rglob("*.yaml"))
+SHIPPED = sorted(
+    path for path in (shared() / "recipes").rglob("*.yaml") if path.parent.name != "meteorology"
+)  # those need data of the reader's own, or data made here: see test_meteorology_recipes
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
