@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def test_a_recipe_names_what_exists(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A place of data by recipe."""
     folder = tmp_path_factory.mktemp("data")
     found = {}
@@ -65,7 +64,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         data = fields(list(wanted), 32, 64, 64)
         found[name] = str(folder / f"{name}.nc")
         data.to_netcdf(found[name], engine="netcdf4")
-    yield found
+    return found
 
 
 def job_of(name: str, places: dict[str, str], device: str) -> Job:
