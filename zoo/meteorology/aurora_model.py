@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from aurora import Aurora, Batch, Metadata
 from aurora.model.encoder import Perceiver3DEncoder
 from aurora.model.fourier import absolute_time_expansion, lead_time_expansion, levels_expansion
 from aurora.model.patchembed import LevelPatchEmbed
+from aurora.model.perceiver import PerceiverAttention
 from aurora.model.posencoding import pos_scale_enc
 from aurora.model.util import init_weights
 from torch import Tensor, nn
@@ -65,32 +67,24 @@ class Normalised(Batch):  # type: ignore[misc]
         return Normalised(*fields, {name: f(x) for name, x in self.atmos_vars.items()}, self.metadata)
 
 
-class _TimeEmbedding(nn.Linear):
-    """Embeds the `hours` that the encoder leaves here, not the one moment that the library works out."""
-
-    hours: Tensor | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        assert self.hours is not None
-        return super().forward(absolute_time_expansion(self.hours, self.in_features).to(input))
-
-
 class _Encoder(Perceiver3DEncoder):  # type: ignore[misc]
     """Is told the times as a tensor: the library would have a list of dates, one for each sample."""
 
     def forward(self, batch: Batch, lead_times: Tensor) -> Tensor:
-        embed, anytime = self.absolute_time_embed, datetime(1970, 1, 1, tzinfo=UTC)
-        embed.hours = batch.metadata.hours
+        anytime = datetime(1970, 1, 1, tzinfo=UTC)
         told = dataclasses.replace(batch, metadata=dataclasses.replace(batch.metadata, time=(anytime,)))
+        _running.hours = batch.metadata.hours
         try:
             return super().forward(told, lead_times)  # type: ignore[no-any-return]
         finally:
-            embed.hours = None
+            del _running.hours
 
 
 class AuroraForecaster(Aurora):  # type: ignore[misc]
     """Aurora for the fields that `places` tells, on a grid of `latitudes` and `longitudes` in degrees.
 
+    `plain_aggregation`: attention over levels, 3 to 13 of them at each of 64,800 patches, without a fused kernel. Its
+    scores are small, and the backward pass of FlashAttention would make room for 128 levels at each patch, 32 GiB.
     Raises `InputError` for coordinates that are not those of a globe in rows and columns of whole patches.
     """
 
@@ -103,6 +97,7 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
         history: int,
         step_hours: float,
         patch_size: int,
+        plain_aggregation: bool,
         **facts: Any,
     ) -> None:
         super().__init__(
@@ -118,9 +113,10 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
         _check_globe(north_first, tuple(longitudes), patch_size)
         # plain tuples: tensors would be made without storage, and go from device to device
         self.latitudes, self.longitudes = north_first, tuple(longitudes)
-        for embed in (self.encoder.pos_embed, self.encoder.scale_embed):
-            embed.register_forward_pre_hook(_to_the_device)
-        self.encoder.__class__, self.encoder.absolute_time_embed.__class__ = _Encoder, _TimeEmbedding
+        self.encoder.__class__ = _Encoder
+        for module in self.modules():
+            if isinstance(module, PerceiverAttention):
+                module.use_fp16_safe_attention = plain_aggregation  # the library's plain attention
 
     def forward(self, fields: Tensor, hours: Tensor, time: Tensor) -> Tensor:
         """Normalised states (B S V H W) at `time` (B), hours since 1970, and before -> fields wanted (B O H W), 6 h on.
@@ -192,8 +188,12 @@ def _check_globe(latitudes: tuple[float, ...], longitudes: tuple[float, ...], pa
 # --------------------------------------------------------------------------------------- changes to the library's code
 
 
-def _to_the_device(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].to(module.weight.device),)  # type: ignore[arg-type]
+_running = threading.local()
+"""`hours` (B) since 1970 of the encoder that is running in this thread: backward passes have threads of their own."""
+
+
+def _expansion_of_times(x: Tensor, width: int) -> Tensor:
+    return absolute_time_expansion(getattr(_running, "hours", x), width)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=1)
@@ -204,12 +204,16 @@ def _encodings(width: int, latitudes: tuple[float, ...], longitudes: tuple[float
         return pos_scale_enc(width, *coordinates, patch, pos_expansion=expansions[0], scale_expansion=expansions[1])
 
 
-def _once(width: int, latitudes: Tensor, longitudes: Tensor, patch: int, **_: Any) -> Any:
+def _once(width: int, latitudes: Tensor, longitudes: Tensor, patch: int, **given: Any) -> tuple[Tensor, ...]:
+    if not hasattr(_running, "hours"):  # the library itself is at work
+        return pos_scale_enc(width, latitudes, longitudes, patch, **given)  # type: ignore[no-any-return]
     with _disable_current_modes():
-        return _encodings(width, tuple(latitudes.tolist()), tuple(longitudes.tolist()), patch)
+        found = _encodings(width, tuple(latitudes.tolist()), tuple(longitudes.tolist()), patch)
+    return tuple(encoding.to(_running.hours.device) for encoding in found)
 
 
 aurora.model.encoder.pos_scale_enc = _once
+aurora.model.encoder.absolute_time_expansion = _expansion_of_times
 aurora.model.decoder.Metadata = Place
 for _expansion in (lead_time_expansion, levels_expansion):
     _expansion.assert_range = False  # hours of a step and levels of the table of constants are in range

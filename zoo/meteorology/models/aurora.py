@@ -18,8 +18,9 @@ FIELDS = (
 _BLOCKS = "backbone.*_layers.*.blocks.*"
 _ROLES = {
     "embedding": ("encoder.surf_token_embeds", "encoder.atmos_token_embeds"),
-    # with the levels apart the encoder and the decoder hold more than many blocks: they are recomputed as blocks are
-    "block": ("encoder", _BLOCKS, "decoder"),
+    # with the levels apart encoder and decoder hold more than many blocks, and are recomputed as they are; the decoder,
+    # whose turn in the backward pass comes at once, piece by piece
+    "block": ("encoder", _BLOCKS, "decoder.level_decoder.layers.*.0", "decoder.level_decoder.layers.*.1"),
     "attention": (f"{_BLOCKS}.attn.qkv", f"{_BLOCKS}.attn.proj"),
     "mlp": (f"{_BLOCKS}.mlp.fc1", f"{_BLOCKS}.mlp.fc2"),
     "head": ("decoder.surf_heads.*", "decoder.atmos_heads.*"),
@@ -58,6 +59,7 @@ def _card(name: str, title: str, parameters: int, file: str, notes: str = _NOTES
             "dec_depth": 1,
             "dec_mlp_ratio": 2.0,
             "perceiver_ln_eps": 1e-5,
+            "plain_aggregation": True,
             "drop_rate": 0.0,
             "drop_path": 0.0,
             **size,
