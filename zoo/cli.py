@@ -150,11 +150,18 @@ def plan(
     gpu: GpuOption = None,
     overrides: Overrides = None,
     show_all: Annotated[bool, typer.Option("--all", help="Try and show every combination.")] = False,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="Plan for every device; with --gpu or --budget, find the largest that it holds."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say whether a recipe fits, what it takes, and which techniques to use. Exit code 1 if nothing fits."""
     gc.disable()  # a short life: looking for garbage among what is imported takes a fifth of it
     job = _job(recipe, overrides, budget, gpu)
+    if sweep:
+        _sweep(job, as_json, every=budget is None and gpu is None)
+        return
     from zoo.training.run import plan as make_plan
 
     decision, _, _ = make_plan(job, exhaustive=show_all)
@@ -169,6 +176,31 @@ def plan(
         console.show_plan(job, decision, show_all=show_all)
     if not decision.fits:
         raise typer.Exit(1)
+
+
+def _sweep(job: Job, as_json: bool, *, every: bool) -> None:
+    """Every device in turn, or the largest that the one of the budget holds."""
+    from zoo import console
+    from zoo.planner import limits_of
+    from zoo.sweep import largest, on_every_device
+    from zoo.training.run import workload_of
+
+    workload = workload_of(job)
+    if not every:
+        limits = limits_of(job.recipe.budget)
+        found = largest(job, workload, limits)
+        if as_json:
+            _print_json({"device": limits.device.name, "budget_bytes": limits.device_bytes, **found.to_json()})
+        else:
+            console.show_largest(job, limits, found)
+        if not found.rows and not found.tokens:
+            raise typer.Exit(1)
+        return
+    decisions = on_every_device(job, workload)
+    if as_json:
+        _print_json([decision.to_json() for decision in decisions])
+    else:
+        console.show_sweep(job, workload, decisions)
 
 
 @app.command()

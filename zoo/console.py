@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ from zoo.units import format_bytes
 if TYPE_CHECKING:  # none of it is needed to list models, and some of it takes seconds to import
     from zoo.card import DatasetCard, ModelCard
     from zoo.data.prepare import Data
-    from zoo.plans import Decision, Plan
+    from zoo.plans import Decision, Limits, Plan, Workload
     from zoo.resolve import Job
+    from zoo.sweep import Largest
 
 PHASES = ("forward", "backward", "optimizer")
 
@@ -58,6 +59,36 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
         table.add_row(phase, format_bytes(chosen.estimate.peak_by_phase.get(phase, 0)))
     console.print(table)
     _show_others(job, decision, show_all=show_all)
+
+
+def show_sweep(job: Job, workload: Workload, decisions: Iterable[Decision]) -> None:
+    """A line for every device, as soon as it is known."""
+    console.print(f"[bold]{job.recipe.name}[/]: {job.card.title}; inputs of {workload.tokens} tokens")
+    console.print(f"  {'device':<24}{'needs at most':>14}{'of':>12}  {'step':>9}  plan")
+    for decision in decisions:
+        chosen, limits = decision.chosen, decision.limits
+        free = [t.describe() for t in chosen.techniques if len(job.choices[t.key]) > 1]
+        what = f"{' '.join(free)}; {chosen.micro_batch_size} x {chosen.accumulation_steps}"
+        line = (
+            f"  {limits.device.name:<24}{format_bytes(chosen.needed_bytes):>14}{format_bytes(limits.device_bytes):>12}"
+            f"  {chosen.estimate.seconds:>7.3g} s  {what if decision.fits else 'does not fit'}"
+        )
+        console.print(line, style="green" if decision.fits else "red", soft_wrap=True)
+
+
+def show_largest(job: Job, limits: Limits, found: Largest) -> None:
+    """The longest inputs and the largest micro-batch that a device holds, and how."""
+    console.print(f"[bold]{job.recipe.name}[/] on {limits.device.title} ({format_bytes(limits.device_bytes)})")
+    lines = [(f"largest micro-batch: {found.rows or 'none fits'}", found.widest)]
+    if found.tokens is not None:
+        lines.insert(0, (f"longest input: {found.tokens or 'none fits'} tokens", found.longest))
+    for what, decision in lines:
+        console.print(f"  {what}")
+        if decision is not None:
+            names = ", ".join(f"{t.key} {t.describe()}" for t in decision.chosen.techniques)
+            chosen = decision.chosen
+            batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
+            console.print(f"    {_footprint(chosen)}; {names}; {batch}")
 
 
 def _footprint(plan: Plan) -> str:

@@ -51,11 +51,20 @@ def plan(job: Job, *, local_only: bool = True, exhaustive: bool = False) -> tupl
 
     `exhaustive`: see `decide`.
     """
+    workload, data = _surveyed(job, local_only=local_only)
+    return decide(job, workload, limits_of(job.recipe.budget), exhaustive=exhaustive), workload, data
+
+
+def workload_of(job: Job) -> Workload:
+    """What the job's data demands; of data that is not at hand, the most that is allowed. Nothing is downloaded."""
+    return _surveyed(job, local_only=True)[0]
+
+
+def _surveyed(job: Job, *, local_only: bool) -> tuple[Workload, Data | None]:
     sources = [job.dataset.source] if job.dataset else []
     sources += [job.card.source] if job.card.source and job.card.tokenizer_files else []
     local = not local_only or all(is_local(source) for source in sources)
-    workload, data = survey(job, fetcher(progress=False), local=local)
-    return decide(job, workload, limits_of(job.recipe.budget), exhaustive=exhaustive), workload, data
+    return survey(job, fetcher(progress=False), local=local)
 
 
 @dataclass(frozen=True)
