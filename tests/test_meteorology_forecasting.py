@@ -162,7 +162,7 @@ def test_constant_fields_are_given_but_their_differences_are_not_predicted(made:
     fields = batch_of(task, data.train[:2]).inputs["fields"]
     assert torch.equal(fields[0, 2], fields[1, 2])
     assert fields.shape[1] == 3
-    task, data = made.prepared(variables=variables)
+    task, data = made.prepared(variables=variables, targets=variables)
     with pytest.raises(InputError, match="targets: land_sea_mask never changes in training, so its differences cannot"):
         batch_of(task, data.train[:2])
 

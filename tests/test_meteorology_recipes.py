@@ -33,7 +33,7 @@ LARGE = {"aurora_lora", "stormer_fine_tuning"}
 def test_the_promised_recipes_are_there() -> None:
     assert RECIPES.keys() >= {
         "global_forecast", "regional_forecast", "monthly_geopotential", "climate_projection", "rollout_fine_tuning",
-        "era5_fine_tuning", "stormer_fine_tuning",
+        "era5_fine_tuning", "stormer_fine_tuning", "downscaling",
     }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def job_of(name: str, places: dict[str, str], device: str) -> Job:
         overrides = ["data.source=null", f"data.path={places[name]}", "data.split.fractions=[0.5, 0.25, 0.25]"]
         if read_recipe(RECIPES[name]).recipe.task_options.get("years"):
             overrides += ["task.forecast.years=null"]
-        if name not in OWN:
+        if name not in OWN and read_recipe(RECIPES[name]).recipe.task_name == "forecast":
             overrides += ["task.forecast.lead_hours=[6]"]
     if DEVICES[device] == "gpu":
         return load_job(RECIPES[name], overrides, gpu=device)

@@ -8,7 +8,10 @@ DOMAIN = Domain(
     name="meteorology",
     title="Meteorology: forecasts of fields on the globe",
     models=cards_in("zoo.meteorology.models"),
-    tasks={"forecast": "zoo.meteorology.forecasting:Forecast"},
+    tasks={
+        "forecast": "zoo.meteorology.forecasting:Forecast",
+        "downscaling": "zoo.meteorology.downscaling:Downscaling",
+    },
     formats=(".nc", ".nc4", ".zarr", ".grib", ".grib2", ".grb"),
     extra="meteorology",
 )

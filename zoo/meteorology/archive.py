@@ -19,6 +19,7 @@ from zoo.meteorology.files import File, Meaning, expand
 from zoo.meteorology.grids import Box, Grid, layout
 from zoo.meteorology.leaks import find_leaks
 from zoo.meteorology.samples import (
+    PARTS,
     Samples,
     Window,
     make_samples,
@@ -106,6 +107,16 @@ def describe_files(path: str, files: Files, columns: Mapping[str, str]) -> list[
     if unused:
         raise InputError(f"task: files: {', '.join(sorted(unused))}: no file of {path} has such a name")
     return found
+
+
+def _asked(request: DataRequest, wanted: Wanted, part: str) -> bool:
+    """Whether a recipe's way to divide the data has such a part."""
+    split = request.recipe.data.split
+    if split.method == "series":
+        return part in (wanted.series or {}).values()
+    if wanted.years is not None:
+        return part in wanted.years
+    return split.fractions[PARTS.index(part)] > 0
 
 
 def corner_of(fields: Fields, box: Box | None, card: ModelCard) -> tuple[int, int]:
@@ -197,7 +208,7 @@ class Archive:
         self.split = "whole file" if self.whole else spec.split.method
         self.samples: dict[str, Samples] = make_samples(axes, self.parts, window, [set(bad) for bad in self.bad])
         self.notes: dict[str, int] = {}
-        self._count(spec.leaked)
+        self._count(request, wanted)
 
     def _series_parts(self, request: DataRequest, wanted: Wanted) -> list[str]:
         keys = list(request.dataset.files) if request.dataset else []
@@ -209,8 +220,9 @@ class Archive:
             )
         return [parts[key] for key in keys]
 
-    def _count(self, leaked: str) -> None:
-        """Notes of all that is left out, and of what parts share."""
+    def _count(self, request: DataRequest, wanted: Wanted) -> None:
+        """Notes of all that is left out, and of what parts share. Raises `InputError` for a part that is empty."""
+        leaked = request.recipe.data.leaked
         for fields, bad in zip(self.series, self.bad, strict=True):
             for reason, count in (*fields.notes.items(), ("times with values that are missing", len(bad))):
                 self.notes[reason] = self.notes.get(reason, 0) + count
@@ -226,6 +238,11 @@ class Archive:
                 f"data.split: no sample is left in the train part (left out: {dict(self.samples['train'].lost)}); "
                 "divide the data in another way, or say data.leaked: report"
             )
+        for part in PARTS:
+            if not (self.whole or len(self.samples[part])) and _asked(request, wanted, part):
+                lost = dict(self.samples[part].lost) or "nothing"
+                more = "give it more times, or use shorter leads"
+                raise InputError(f"data.split: no sample in the {part} part (left out: {lost}); {more}")
         for part, samples in self.samples.items():
             for reason, count in samples.lost.items():
                 self.notes[f"initial times of {part} left out {reason}"] = count

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import nn
 
 from zoo.errors import InputError
-from zoo.meteorology.archive import check_grid, describe_files, open_series
+from zoo.meteorology.archive import describe_files, open_series
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_file import ForecastWriter, forecast_dataset
 from zoo.meteorology.names import parse_field, variable_named
@@ -48,7 +48,7 @@ def predict_file(
         raise InputError(f"{source}: has {len(series)} members ({labels}); give a file of one of them at a time")
     fields = series[0]
     task.inputs.settle(request.card, task.predicts)
-    check_grid(fields, task.grid)
+    given = task.of_file(fields)
     if source.exists() and target.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the forecast to another file")
     broken = fields.unreadable()
@@ -56,7 +56,7 @@ def predict_file(
     starts = [i for i, states in needed.items() if states is not None and not broken.keys() & set(states)]
     with ForecastWriter(target, overwrite=True) as writer, torch.no_grad():
         for first in range(0, len(starts), STARTS):
-            for part in _forecasts(task, model, device, fields, starts[first : first + STARTS]):
+            for part in _forecasts(task, model, device, given, starts[first : first + STARTS]):
                 writer.append(part)
     return len(starts), len(broken)
 
@@ -118,7 +118,7 @@ def _times(value: Any, step_and_unit: tuple[float, str], steps: Sequence[int]) -
     else:
         months = [value.month - 1 + round(n * size) for n in steps]
         values = [value.replace(year=value.year + m // 12, month=m % 12 + 1) for m in months]
-    return time_axis("forecast", np.array(values), broken="skip")
+    return time_axis("forecast", np.array(values if any(steps) else values[:1]), broken="skip")
 
 
 def illustrate(

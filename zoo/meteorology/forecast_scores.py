@@ -11,11 +11,17 @@ import numpy as np
 from zoo.meteorology.scores import Array, uncentred_acc, weighted_sum
 
 SYSTEMS = ("", "persistence_", "climatology_")
-"""The forecast itself, and what it has to beat."""
+"""The forecast itself, and what it has to beat: the state that it began with, and the climatology."""
 
 
 def scores_of(
-    names: Sequence[str], forecast: Array, truth: Array, before: Array, usual: Array, weights: Array
+    names: Sequence[str],
+    forecast: Array,
+    truth: Array,
+    before: Array,
+    usual: Array,
+    weights: Array,
+    systems: Sequence[str] = SYSTEMS,
 ) -> dict[str, float]:
     """Of one forecast: ``mse_FIELD``, ``persistence_mse_FIELD``, ``climatology_mse_FIELD``, ``bias_FIELD`` and
     ``acc_FIELD`` (WeatherBench 2's uncentred one), each field in its own unit; (O H W) each, weights (H) with mean 1.
@@ -25,7 +31,7 @@ def scores_of(
     """
     points = truth.shape[-1] * truth.shape[-2]
     found: dict[str, float] = {}
-    for system, fields in zip(SYSTEMS, (forecast, before, usual), strict=True):
+    for system, fields in zip(systems, (forecast, before, usual), strict=True):
         errors = weighted_sum((fields - truth) ** 2, weights) / points
         found |= {f"{system}mse_{name}": float(e) for name, e in zip(names, errors, strict=True) if _known(system, e)}
     bias = weighted_sum(forecast - truth, weights) / points
@@ -43,9 +49,13 @@ def _known(system: str, error: Any) -> bool:
 
 
 def summary(
-    scores: Sequence[Mapping[str, Any]], names: Sequence[str], deviations: Array, system: str = ""
+    scores: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    deviations: Array,
+    system: str = "",
+    systems: Sequence[str] = SYSTEMS,
 ) -> dict[str, float]:
-    """Over many forecasts, of one of `SYSTEMS`: ``nrmse``, then ``rmse_FIELD``, ``bias_FIELD`` and ``acc_FIELD``.
+    """Over many forecasts, of one of `systems`: ``nrmse``, then ``rmse_FIELD``, ``bias_FIELD`` and ``acc_FIELD``.
 
     Roots are taken of means over forecasts (WeatherBench 2). With several lead times a name ends in its hours, such as
     ``rmse_geopotential_500_24h`` (in steps of the data where these are months). ``nrmse`` is the mean over fields and
@@ -65,10 +75,10 @@ def summary(
             for what in ("bias", "acc") if system == "" else ():
                 if values := [score[f"{what}_{name}"] for score in mine if f"{what}_{name}" in score]:
                     found[f"{what}_{name}{end}"] = sum(values) / len(values)
-    overall = {which: normalised(scores, names, deviations, which) for which in SYSTEMS}
+    overall = {which: normalised(scores, names, deviations, which) for which in systems}
     own = overall[system]
     first = {} if own is None else {"nrmse": own}
-    for which in SYSTEMS[1:] if system == "" else ():
+    for which in systems[1:] if system == "" else ():
         floor = overall[which]
         if own is not None and floor:
             first[f"skill_{which.rstrip('_')}"] = 1 - own / floor

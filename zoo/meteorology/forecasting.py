@@ -18,7 +18,7 @@ from zoo.card import ModelCard, Source
 from zoo.data.prepare import Data, Skipped
 from zoo.domain import Batch, DataRequest
 from zoo.errors import InputError
-from zoo.meteorology.archive import SPLITS, Archive, Wanted, check_alone, corner_of, open_archive
+from zoo.meteorology.archive import SPLITS, Archive, Wanted, check_alone, check_grid, corner_of, open_archive
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_options import canonical, changing, checked, region, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
@@ -72,6 +72,7 @@ class Forecast:
     monitor = "nrmse"
     lower_is_better = True
     splits = SPLITS
+    systems = SYSTEMS
 
     def __init__(
         self,
@@ -158,14 +159,6 @@ class Forecast:
         for part in ("train", "valid", "test"):
             found[part] = self._initials(part, row, scored=part != "train" or self.archive.whole)
             row += len(found[part])
-        if not self.archive.whole:
-            wanted = [part for part in ("valid", "test") if self._asked(request, part) and not found[part]]
-            if wanted:
-                lost = dict(self.archive.samples[wanted[0]].lost)
-                raise InputError(
-                    f"data.split: no sample in the {wanted[0]} part (left out: {lost or 'nothing'}); "
-                    "give it more times, or use shorter leads"
-                )
         skipped = [
             Skipped(index, "all", f"{fields.axis.label(index)}: {reason}")
             for fields, bad in zip(series, self.archive.bad, strict=True)
@@ -174,14 +167,6 @@ class Forecast:
         return Data(
             found["train"], found["valid"], found["test"], self.archive.split, tuple(skipped), self.archive.notes
         )
-
-    def _asked(self, request: DataRequest, part: str) -> bool:
-        """Whether the recipe's split has such a part."""
-        if request.recipe.data.split.method == "series":
-            return part in (self.wanted.series or {}).values()
-        if self.wanted.years is not None:
-            return part in self.wanted.years
-        return request.recipe.data.split.fractions[("train", "valid", "test").index(part)] > 0
 
     def _initials(self, part: str, row: int, *, scored: bool) -> tuple[Initial, ...]:
         archive = self._opened
@@ -209,6 +194,15 @@ class Forecast:
         self, request: DataRequest, fetch: Callable[[Source], Path], table: pd.DataFrame
     ) -> tuple[list[Any], dict[int, str]]:
         raise InputError("forecast: predicts from files of fields, not from tables; give a NetCDF, Zarr or GRIB file")
+
+    def seen(self, fields: Fields) -> Fields:
+        """Fields as the model is given them."""
+        return fields
+
+    def of_file(self, fields: Fields) -> Fields:
+        """Fields of a file to forecast from, as the model is given them. Raises `InputError` for another grid."""
+        check_grid(fields, self.grid)
+        return self.seen(fields)
 
     def length(self, example: Initial) -> int:
         return self.points
@@ -256,14 +250,14 @@ class Forecast:
         archive, states = self._opened, self.learned.states
         lead = example.lead or self._lead(example, epoch)
         fields, start, ends = archive.read(example.part, example.number, lead)
-        ends = ends[: example.steps]
+        seen, ends = self.seen(fields), ends[: example.steps]
         wanted = fields.read(ends, self.targets_wanted)
-        found = self.inputs.given(self.inputs.before(fields, start, lead), fields, fields.axis, [start, *ends], lead)
+        found = self.inputs.given(self.inputs.before(seen, start, lead), seen, fields.axis, [start, *ends], lead)
         own = states.of(self.targets_wanted)
         if epoch is not None:
             found["target"] = own.normalise(wanted - self.inputs.usual(fields.axis, ends, self.targets_wanted))
             return found
-        before = fields.read(start, self.targets_wanted)
+        before = seen.read(start, self.targets_wanted)
         usual = self.learned.climatology.at(fields.axis, ends[-1], self.targets_wanted)
         found["target"] = np.stack([wanted[-1], before, usual])
         found["steps"], found["lead"] = np.int64(example.steps), np.int64(lead)
@@ -272,7 +266,7 @@ class Forecast:
     def batch_of_starts(self, fields: Fields, starts: Sequence[int], lead: int, valid: Sequence[TimeAxis]) -> Batch:
         """What the model is given to forecast from some times of a file: `valid`: each start and what comes after."""
         made = [
-            self.inputs.given(self.inputs.before(fields, start, lead), fields, axis, range(len(axis)), lead)
+            self.inputs.given(self.inputs.before(fields, start, lead), fields, axis, [*range(len(axis)), 0], lead)
             for start, axis in zip(starts, valid, strict=True)
         ]
         inputs = {name: torch.tensor(np.stack([one[name] for one in made])) for name in made[0]}
@@ -281,7 +275,9 @@ class Forecast:
     def every_step(self, model: nn.Module, batch: Batch, valid: Sequence[TimeAxis]) -> Iterator[Any]:
         """Forecasts (B O H W) after each step of the rollout, in the units of the table of names."""
         for step, said in enumerate(self._steps(model, batch, self.rollout), 1):
-            usual = np.stack([self.inputs.usual(axis, [step], self.targets_wanted)[0] for axis in valid])
+            usual = np.stack(
+                [self.inputs.usual(axis, [min(step, len(axis) - 1)], self.targets_wanted)[0] for axis in valid]
+            )
             yield self.inputs.in_units(said, usual)
 
     def _lead(self, example: Initial, epoch: int | None) -> int:
@@ -319,7 +315,7 @@ class Forecast:
         leads = (batch.inputs["lead"] * batch.inputs["steps"]).tolist()
         found = []
         for i, forecast in enumerate(said):
-            scores = scores_of(self.targets_wanted, forecast, truth[i], before[i], usual[i], weights)
+            scores = scores_of(self.targets_wanted, forecast, truth[i], before[i], usual[i], weights, self.systems)
             found.append({"lead_steps": leads[i], "lead_hours": round(hours[i], 3), **scores})
         return found
 
@@ -343,15 +339,17 @@ class Forecast:
         return {example.row: example.target for example in examples}
 
     def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
-        return summary(predictions, self.targets_wanted, self.learned.states.of(self.targets_wanted).std)
+        return summary(
+            predictions, self.targets_wanted, self.learned.states.of(self.targets_wanted).std, systems=self.systems
+        )
 
     def floors(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         """Metrics of persistence and climatology over the same forecasts."""
         deviations = self.learned.states.of(self.targets_wanted).std
         return {
             system.rstrip("_"): found
-            for system in SYSTEMS[1:]
-            if (found := summary(predictions, self.targets_wanted, deviations, system))
+            for system in self.systems[1:]
+            if (found := summary(predictions, self.targets_wanted, deviations, system, self.systems))
         }
 
     # ------------------------------------------------------------------------------------------------- a finished run

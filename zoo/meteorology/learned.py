@@ -69,8 +69,7 @@ class Learned:
     def differences(self, lead: int) -> Statistics:
         """Of the differences of the targets over a lead in steps."""
         if lead not in self._differences:
-            archive = self._trained_on
-            found = measure(archive.series, archive.training_times, names=self.targets, difference_steps=lead)
+            found = self._measured(self._trained_on, lead)
             if flat := [name for name, std in zip(found.names, found.std, strict=True) if not std > 0]:
                 raise InputError(
                     f"targets: {', '.join(flat)} never changes in training, so its differences cannot be predicted; "
@@ -78,6 +77,9 @@ class Learned:
                 )
             self._differences[lead] = found
         return self._differences[lead]
+
+    def _measured(self, archive: Archive, lead: int) -> Statistics:
+        return measure(archive.series, archive.training_times, names=self.targets, difference_steps=lead)
 
     @property
     def climatology(self) -> Climatology:

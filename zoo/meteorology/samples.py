@@ -29,7 +29,8 @@ State = tuple[int, int]
 class Window:
     """The times of a sample in steps of the data: `history` states, `every` steps apart, the last of them the initial.
 
-    `leads` are those that a lead is drawn from; with a `rollout` of r the targets are at 1, 2 ... r times the lead.
+    `leads` are those that a lead is drawn from, 0 alone for the initial time itself; with a `rollout` of r the targets
+    are at 1, 2 ... r times the lead.
     """
 
     leads: tuple[int, ...] = (1,)
@@ -38,7 +39,7 @@ class Window:
     rollout: int = 1
 
     def __post_init__(self) -> None:
-        if not self.leads or min(self.leads) < 1 or len(set(self.leads)) < len(self.leads):
+        if self.leads != (0,) and (not self.leads or min(self.leads) < 1 or len(set(self.leads)) < len(self.leads)):
             raise InputError(f"leads: {list(self.leads)}; give different whole numbers of steps, 1 or more")
         if min(self.history, self.every, self.rollout) < 1:
             raise InputError(

@@ -17,7 +17,7 @@ _ROLES = {
     "mlp": ("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),
     "head": ("head",),
 }
-_TASKS = ("forecast",)
+_TASKS = ("forecast", "downscaling")
 
 
 def _card(name: str, title: str, parameters: int, **given: Any) -> ModelCard:
