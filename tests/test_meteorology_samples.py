@@ -168,7 +168,7 @@ def test_a_window_longer_than_the_training_part_says_what_was_lost() -> None:
 
 
 def test_windows_and_ranges_that_make_no_sense() -> None:
-    for leads in ((), (0,), (1, 1)):
+    for leads in ((), (0, 1), (1, 1)):
         with pytest.raises(InputError, match=r"leads: .*; give different whole numbers of steps, 1 or more"):
             Window(leads=leads)
     with pytest.raises(InputError, match="history 0, every 1, rollout 1: each is a whole number >= 1"):
