@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import cftime
+import numpy as np
 import pytest
 import torch
 from aurora_small import (
@@ -23,12 +25,16 @@ from aurora_small import (
     tiny,
 )  # fmt: skip
 from small_models import CPU, defaults, measured, predicted, run_steps
+from torch import Tensor, nn
 
 from zoo.domain import Head, find_model
 from zoo.errors import InputError, WeightsError
 from zoo.meteorology import aurora as ours
 from zoo.meteorology.aurora import STATIC, build, checkpoint, library, places_of, statistics
 from zoo.meteorology.forecasters import ForecastHead
+from zoo.meteorology.inputs import Needs, hours_since_1970
+from zoo.meteorology.rollout import roll_out
+from zoo.meteorology.times import time_axis
 from zoo.planner import decide, limits_of
 from zoo.plans import Workload
 from zoo.resolve import load_job
@@ -391,3 +397,48 @@ def test_the_recipe_is_planned_for(device: str) -> None:
     assert decision.fits, decision.reasons
     # activations are those of half the width: half of the 25 GiB of the large one
     assert 8 * GIB < decision.chosen.estimate.peak < 16 * GIB
+
+
+# ------------------------------------------------------------------------------------------------- history and time
+
+
+def six_hourly(count: int = 6, missing: int | None = None) -> Any:
+    times = np.datetime64("2020-01-01", "ns") + np.arange(count) * np.timedelta64(6, "h")
+    return time_axis("x", times if missing is None else np.delete(times, missing), broken="skip")
+
+
+def test_the_state_before_is_a_step_before_and_a_gap_has_none() -> None:
+    needs = Needs.of(tiny())
+    assert needs == Needs(history=2, step_hours=6.0, time=True)
+    assert needs.window((1,), 3, six_hourly()).touched == (-1, 0, 1, 2, 3)
+    assert needs.before(six_hourly(), 4, 1) == [3, 4]
+    assert needs.before(six_hourly(), 0, 1) is None
+    assert needs.before(six_hourly(missing=2), 2, 1) is None
+    assert Needs().before(six_hourly(), 0, 1) == [0]
+
+
+def test_other_steps_than_the_models_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the model makes steps of 6 hours and no others: say lead_hours: \[6\]"):
+        Needs.of(tiny()).window((1, 4), 1, six_hourly())
+
+
+def test_a_time_that_is_no_real_date_is_refused() -> None:
+    assert hours_since_1970(np.datetime64("1970-01-02T06:00")) == 30
+    with pytest.raises(InputError, match="no real date, and the model is told the time"):
+        hours_since_1970(cftime.Datetime360Day(2000, 2, 30))
+
+
+def test_a_rollout_hands_on_the_state_and_the_time() -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    class Adds(nn.Linear):
+        def forward(self, fields: Tensor, hours: Tensor, time: Tensor) -> Tensor:
+            asked.append((fields[0, :, :, 0, 0].clone(), time))
+            return fields[:, -1, 1:] + 10
+
+    given = torch.tensor([[1.0, 2.0], [1.0, 3.0]])[None, :, :, None, None].expand(1, 2, 2, 4, 4)
+    inputs = {"fields": given, "hours": torch.full((1,), 6.0), "time": torch.tensor([100.0])}
+    said = list(roll_out(Adds(1, 1), inputs, ("soil_type", "t"), ("t",), 3))
+    assert [float(step[0, 0, 0, 0]) for step in said] == [13, 23, 33]
+    assert [states.tolist() for states, _ in asked] == [[[1, 2], [1, 3]], [[1, 3], [1, 13]], [[1, 13], [1, 23]]]
+    assert [float(time) for _, time in asked] == [100, 106, 112]
