@@ -41,7 +41,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Slower checks; each writes its table of docs/benchmarks.md. The first takes minutes, the second about twenty, the third
 # an hour (they go on from runs/*.jsonl, which are to be deleted when code has changed); the last asks other estimators

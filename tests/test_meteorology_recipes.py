@@ -104,3 +104,14 @@ def test_a_large_model_is_planned_without_data(name: str) -> None:
     decision = decide(job, Workload(1, 1, "nothing is at hand"), limits_of(job.recipe.budget))
     assert decision.fits
     assert decision.chosen.peak_bytes > 8 * GIB
+
+
+def test_what_is_made_here_is_planned_before_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The card of the simulated world says how large its states are; a box is cut out of them."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    for name, points in (("global_forecast", 32 * 64), ("regional_forecast", 512)):
+        decision, workload, data = plan(load_job(RECIPES[name]))
+        assert data is None
+        assert workload.tokens == points
+        assert decision.fits
+    assert not list(tmp_path.rglob("*.nc"))

@@ -123,6 +123,7 @@ class DatasetCard(Frozen):
     reader: str | None = None
     columns: Mapping[str, str] = Field(description="column -> meaning, with unit")
     rows: int = Field(gt=0)
+    grid: tuple[int, int] | None = Field(default=None, description="rows and columns of points, of gridded data")
     simulated: bool = False
     known_issues: tuple[str, ...] = ()
 

@@ -63,7 +63,8 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
 
 def show_sweep(job: Job, workload: Workload, decisions: Iterable[Decision]) -> None:
     """A line for every device, as soon as it is known."""
-    console.print(f"[bold]{job.recipe.name}[/]: {job.card.title}; inputs of {workload.tokens} tokens")
+    unit = getattr(job.task, "length_unit", "tokens")
+    console.print(f"[bold]{job.recipe.name}[/]: {job.card.title}; inputs of {workload.tokens} {unit}")
     console.print(f"  {'device':<24}{'needs at most':>14}{'of':>12}  {'step':>9}  plan")
     for decision in decisions:
         chosen, limits = decision.chosen, decision.limits

@@ -101,7 +101,9 @@ class DataRequest(Protocol):
 class Task(Protocol):
     """A question asked of a model. One object per run; `prepare` fills in what the data decides.
 
-    `head` is known after `prepare` (number of classes), or from the recipe when no data is at hand.
+    `head` is known after `prepare` (number of classes), or from the recipe when no data is at hand. A task whose inputs
+    are no tokens may say what `length` counts (``length_unit``), and what size inputs have when no data is at hand
+    (``assume(request) -> length``).
     `monitor` names the metric that picks the best checkpoint, `lower_is_better` its direction.
     """
 

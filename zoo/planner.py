@@ -59,6 +59,8 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
     """What the data demands. Without the data at hand (`local` false), the longest input that is allowed."""
     train = job.recipe.train
     if not local:
+        if (assume := getattr(job.task, "assume", None)) is not None:
+            return Workload(assume(job), train.global_batch_size, "the data is not fetched yet"), None
         tokens = min(job.recipe.data.max_length or job.card.max_length, job.card.max_length)
         origin = f"the data is not fetched yet: planned for inputs of {tokens} tokens, the longest allowed"
         return Workload(tokens, train.global_batch_size, origin), None
@@ -97,7 +99,7 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
 
 def _reasons(chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Workload) -> tuple[str, ...]:
     """One line for every decision that was the planner's."""
-    lines = [f"length: {workload.tokens} tokens, {workload.origin}"]
+    lines = [f"length: {workload.tokens} {getattr(job.task, 'length_unit', 'tokens')}, {workload.origin}"]
     for technique in chosen.techniques:
         if len(job.choices[technique.key]) == 1:
             continue

@@ -5,6 +5,7 @@ Legend of shapes: `B` batch, `V` fields given, `O` fields wanted, `R` steps of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from zoo.card import ModelCard, Source
 from zoo.data.prepare import Data, Skipped
 from zoo.domain import Batch, DataRequest
 from zoo.errors import InputError
-from zoo.meteorology.archive import SPLITS, Archive, Wanted, check_alone, check_grid, corner_of, open_archive
+from zoo.meteorology.archive import LATITUDE, SPLITS, Archive, Wanted, check_alone, check_grid, corner_of, open_archive
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_options import canonical, changing, checked, region, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
 from zoo.meteorology.forecasters import ForecastHead
-from zoo.meteorology.grids import Grid
+from zoo.meteorology.grids import Grid, even_globe, layout
 from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.rollout import roll_out
@@ -61,16 +62,17 @@ class Forecast:
     leads, of which one is drawn for each sample of an epoch; a `rollout` of r goes r such steps, each from what the
     last one gave, and trains on all.
     `predicts`: ``state``, ``difference`` (from the state given), or ``anomaly`` (from climatology; anomalies are given,
-    too); the model's own way where nothing is said. `weighting` of the loss over
-    latitudes is ``cosine`` (as ClimaX) or ``area``; scores weigh cells by their area. `target_weights` by field.
-    `forcings`: what is known of any time, see `zoo.meteorology.forcings`. `box`: a region, ``north, south, west,
-    east`` in degrees. `files`, `years` and `series`: see `zoo.meteorology.archive.Wanted`. `climatology`: ``day``,
-    ``month`` or ``all``. `every`: score each so-many-th initial time only.
+    too); the model's own way where nothing is said. `weighting` of the loss over latitudes is ``cosine`` (as ClimaX)
+    or ``area``; scores weigh cells by their area. `target_weights` by field. `forcings`: what is known of any time, see
+    `zoo.meteorology.forcings`. `box`: ``north, south, west, east`` in degrees. `files`, `years` and `series`: see
+    `zoo.meteorology.archive.Wanted`. `climatology`: ``day``, ``month`` or ``all``. `every`: score each so-many-th
+    initial time only.
     """
 
     name = "forecast"
     monitor = "nrmse"
     lower_is_better = True
+    length_unit = "grid points"
     splits = SPLITS
     systems = SYSTEMS
 
@@ -205,23 +207,18 @@ class Forecast:
         return self.seen(fields)
 
     def length(self, example: Initial) -> int:
-        return self.points
+        return math.prod(self.grid.shape)
 
     @property
     def grid(self) -> Grid:
         return Grid(self.latitudes, self.longitudes)
-
-    @property
-    def points(self) -> int:
-        """Grid points of a field."""
-        return self.grid.shape[0] * self.grid.shape[1]
 
     # ------------------------------------------------------------------------------------------------------ batches
 
     def blank_batch(self, card: ModelCard, rows: int, length: int) -> Batch:
         self.inputs.settle(card, self.predicts)
         if not self.latitudes:
-            self._assume(card)
+            self._assume(card, card.config.get("grid"))
         head, needs = self.head, self.inputs.needs
         states = (needs.history,) if needs.history > 1 else ()
         inputs = {"fields": torch.zeros(rows, *states, len(head.given), *head.grid), "hours": torch.zeros(rows)}
@@ -233,13 +230,19 @@ class Forecast:
             inputs["forcings"] = torch.zeros(rows, self.rollout - 1, len(self.forcings), *head.grid)
         return Batch(inputs, torch.zeros(rows, self.rollout, head.outputs, *head.grid), rows)
 
-    def _assume(self, card: ModelCard) -> None:
-        """The whole of the model's own grid, where no data is at hand."""
-        if not card.config.get("grid"):
+    def assume(self, request: DataRequest) -> int:
+        """Grid points where the data is not at hand: of the model's grid, or of that of the dataset's card."""
+        of_data = request.dataset.grid if request.dataset else None
+        self._assume(request.card, request.card.config.get("grid") or of_data)
+        return math.prod(self.grid.shape)
+
+    def _assume(self, card: ModelCard, shape: tuple[int, int] | None) -> None:
+        """An even grid of the globe, or what the recipe's box has of it."""
+        if not shape:
             raise InputError(f"{card.name} is made for the grid of the data, which is not at hand; fetch it first")
-        rows, columns = card.config["grid"]
-        self.latitudes = tuple(float(v) for v in (np.arange(rows) + 0.5) * 180 / rows - 90)
-        self.longitudes = tuple(float(v) for v in np.arange(columns) * 360 / columns)
+        globe = even_globe(shape)
+        grid = layout(card.name, globe, latitude=LATITUDE, box=self.wanted.box).grid
+        self.latitudes, self.longitudes = grid.latitudes, grid.longitudes
 
     def collate(self, examples: Sequence[Initial], rows: Sequence[int], epoch: int | None) -> Batch:
         made = [self._one(example, epoch) for example in examples]

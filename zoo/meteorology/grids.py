@@ -135,6 +135,15 @@ def file_grid(where: str, latitudes: npt.ArrayLike, longitudes: npt.ArrayLike) -
     return Grid(latitude, longitude)
 
 
+def even_globe(shape: tuple[int, int]) -> Grid:
+    """Cells of one size in degrees over the whole globe, from south to north and from longitude 0 to the east."""
+    rows, columns = shape
+    return Grid(
+        tuple(float(v) for v in (np.arange(rows) + 0.5) * 180 / rows - 90),
+        tuple(float(v) for v in np.arange(columns) * 360 / columns),
+    )
+
+
 def layout(
     where: str,
     file: Grid,
