@@ -108,7 +108,7 @@ def test_a_model_that_adds_nothing_is_interpolation(made: Forecasts) -> None:
     lost = lost - interpolated(area_means(lost, GLOBE, 4), 4, around=True)
     assert change.std == pytest.approx(lost.std(axis=(0, 2, 3)), rel=1e-4)
     change.mean[:] = 0
-    found = inference.predict(task, Zeros(2), data.test, torch.device("cpu"), rows=4, longest=task.points)
+    found = inference.predict(task, Zeros(2), data.test, torch.device("cpu"), rows=4, longest=task.length(None))
     metrics = inference.score(task, found, data.test)
     floors = task.floors(found)
     assert set(floors) == {"interpolation", "climatology"}

@@ -41,7 +41,7 @@ def made(tmp_path: Path) -> Forecasts:
 
 
 def scored(task: Forecast, model: torch.nn.Module, examples: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    found = inference.predict(task, model, examples, CPU, rows=4, longest=task.points)
+    found = inference.predict(task, model, examples, CPU, rows=4, longest=task.length(None))
     return inference.score(task, found, examples), found
 
 
@@ -302,7 +302,7 @@ def test_blank_batches_have_the_shapes_of_real_ones(made: Forecasts) -> None:
     ):  # fmt: skip
         task, data = made.prepared(climatology="all", **options)
         real = batch_of(task, data.train[:3])
-        blank = task.blank_batch(find_model("climax_small"), 3, task.points)
+        blank = task.blank_batch(find_model("climax_small"), 3, task.length(None))
         assert {k: (v.shape, v.dtype) for k, v in blank.inputs.items()} == {
             k: (v.shape, v.dtype) for k, v in real.inputs.items()
         }
@@ -631,8 +631,8 @@ def test_predicted_memory_is_measured_memory_with_checkpoints(made: Forecasts) -
     for name, techniques in (
         ("plain", defaults()), ("block", defaults(checkpointing=BlockCheckpointing())),
     ):  # fmt: skip
-        fake = predicted(card, task, techniques, 6, task.points).peaks()
-        real = measured(card, task, techniques, 6, task.points)
+        fake = predicted(card, task, techniques, 6, task.length(None)).peaks()
+        real = measured(card, task, techniques, 6, task.length(None))
         assert set(real) == set(PHASES)
         for phase in PHASES:
             assert fake[phase] == pytest.approx(real[phase], rel=0.01), (name, phase)
@@ -647,9 +647,9 @@ def test_a_rollout_is_predicted_too(made: Forecasts) -> None:
     card = changed(find_model("climax_small"), depth=2)
     chosen = defaults(checkpointing=BlockCheckpointing())
     fake, real = (
-        predicted(card, three, chosen, 24, three.points).peaks(),
-        measured(card, three, chosen, 24, three.points),
+        predicted(card, three, chosen, 24, three.length(None)).peaks(),
+        measured(card, three, chosen, 24, three.length(None)),
     )
     for phase in PHASES:
         assert fake[phase] == pytest.approx(real[phase], rel=0.01), phase
-    assert predicted(card, one, chosen, 24, one.points).peaks()["forward"] < fake["forward"]
+    assert predicted(card, one, chosen, 24, one.length(None)).peaks()["forward"] < fake["forward"]
