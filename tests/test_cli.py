@@ -113,7 +113,8 @@ def test_a_domain_that_nobody_knows_is_bad_input(zoo: Zoo) -> None:
     said = zoo("models", "--domain", "chemisty")
     assert said.code == 2
     assert said.err == (
-        'error: --domain: "chemisty" is not a known domain; did you mean "chemistry"? (known: biology, chemistry, meteorology)\n'
+        'error: --domain: "chemisty" is not a known domain; did you mean "chemistry"? '
+        "(known: biology, chemistry, meteorology)\n"
     )
 
 
