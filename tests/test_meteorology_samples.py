@@ -140,9 +140,7 @@ def test_fractions_and_series_that_make_no_split() -> None:
         parts_by_fractions([one], (0.5, 0.2, 0.2))
     with pytest.raises(InputError, match=r"data\.split\.fractions: 10 times are too few for valid"):
         parts_by_fractions([one], (0.98, 0.01, 0.01))
-    with pytest.raises(
-        InputError, match=r"task: series: \['train', 'rest'\] for 2 series; give train, valid, test or"
-    ):
+    with pytest.raises(InputError, match=r"task: series: \['train', 'rest'\] for 2 series; give train, valid, test or"):
         parts_by_series([one, one], ["train", "rest"])
     with pytest.raises(InputError, match="train at least once"):
         parts_by_series([one, one], ["test", "valid"])
