@@ -32,17 +32,24 @@ def _remembered() -> int:
 
 
 TOGETHER = ("precision", "adapter", "checkpointing")
+FROZEN = ("quantization", "offload")
+"""Keys with options that ask for a frozen trunk."""
 TRIED = [[o for o in registry()[key] if o.automatic] for key in TOGETHER]
 """What the planner tries of these runs in every combination, all other options alone."""
+
+
+def _made(option: type[Technique]) -> Technique:
+    """An option that has something to do in a small model."""
+    return option(smallest=1) if "smallest" in option.model_fields else option()
 
 
 @functools.cache
 def _combinations() -> list[dict[str, Technique]]:
     tried = {option for options in TRIED for option in options}
-    alone = [option() for options in registry().values() for option in options[1:] if option not in tried]
+    alone = [_made(option) for options in registry().values() for option in options[1:] if option not in tried]
     return [
         *({o.key: o() for o in options} for options in itertools.product(*TRIED)),
-        *({"adapter": LoRA(), o.key: o} if o.key == "quantization" else {o.key: o} for o in alone),
+        *({"adapter": LoRA(), o.key: o} if o.key in FROZEN else {o.key: o} for o in alone),
     ]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from zoo.errors import InputError
-from zoo.meteorology import climax, names, stormer
+from zoo.meteorology import names, released
 from zoo.meteorology.names import conversion, coordinate, identify, levels_hpa, parse_field, unit_key, variable_named
 
 
 def test_every_variable_of_the_models_is_in_the_table() -> None:
-    for name in (*climax.VARIABLES, *stormer.VARIABLES):
+    for name in (*released.CLIMAX, *released.STORMER):
         variable, level = parse_field(name)
         known = variable_named(variable)
         assert known is not None, name

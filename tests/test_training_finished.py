@@ -67,7 +67,8 @@ def test_predictions_keep_rows_order_and_columns_and_name_what_cannot_be_read(op
         "",
     ]
     assert [r["prediction"] == "" for r in found] == [False, True, True, False, False]
-    assert found[3]["prediction"] == found[4]["prediction"]
+    # the last digit of a product in fp32 depends on the row of the batch that it is in
+    assert float(found[3]["prediction"]) == pytest.approx(float(found[4]["prediction"]), rel=1e-6)
 
 
 def test_blank_and_malformed_lines_are_rows_with_an_error(opened: Run, tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_fully_trained_model_loads_with_from_pretrained(opened: Run, regressio
     state = json.loads((regression_run / "resolved.json").read_text())["task"]
     logits = theirs(**encoded(texts)).logits.float().squeeze(-1).double() * state["std"] + state["mean"]
     own = opened.predict_table(pd.DataFrame({"sequence": texts}))["prediction"].tolist()
-    assert logits.tolist() == own
+    assert logits.tolist() == pytest.approx(own, rel=1e-6)
 
 
 @torch.no_grad()

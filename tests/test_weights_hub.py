@@ -254,7 +254,7 @@ def test_too_little_space_is_said_before_a_byte_is_fetched(server: Hub, monkeypa
 
 
 def test_a_sum_for_the_whole_repository_is_an_input_error(server: Hub) -> None:
-    with pytest.raises(InputError, match="on the hub give it for each file"):
+    with pytest.raises(InputError, match="here give it for each file"):
         fetch(Source(uri=f"hf:lab/model@{NEW}", sha256="0" * 64))
 
 
