@@ -237,11 +237,12 @@ class Forecast:
         return math.prod(self.grid.shape)
 
     def _assume(self, card: ModelCard, shape: tuple[int, int] | None) -> None:
-        """An even grid of the globe, or what the recipe's box has of it."""
+        """An even grid of the globe: all that a model with a grid of its own takes, else what the recipe's box has."""
         if not shape:
             raise InputError(f"{card.name} is made for the grid of the data, which is not at hand; fetch it first")
         globe = even_globe(shape)
-        grid = layout(card.name, globe, latitude=LATITUDE, box=self.wanted.box).grid
+        box = None if card.config.get("grid") else self.wanted.box
+        grid = layout(card.name, globe, latitude=LATITUDE, box=box).grid
         self.latitudes, self.longitudes = grid.latitudes, grid.longitudes
 
     def collate(self, examples: Sequence[Initial], rows: Sequence[int], epoch: int | None) -> Batch:

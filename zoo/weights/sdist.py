@@ -63,8 +63,10 @@ def _address(source: PypiSource) -> str:
     for link, name in zip(links, names, strict=True):
         if _is_of(name, source):
             return str(link)
-    others = sorted({name for name in names if name.endswith((".tar.gz", ".zip"))})
-    if not links:
+    # older versions of pip tell of the files of other projects too
+    own = {name for name in names if re.sub(r"[-_.]+", "-", name).lower().startswith(f"{source.name}-")}
+    others = sorted(name for name in own if name.endswith((".tar.gz", ".zip")))
+    if not own:
         raise WeightsError(
             f"{source}: pip found no file of a release named {source.name}; check the spelling, the network and pip's "
             f"index (pip config list). It said:\n{_last(done.stdout + done.stderr)}"
