@@ -86,6 +86,15 @@ MASKED: dict[str, Any] = {"task": "masked_language_modelling", "data.columns": {
 
 
 @pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a network that may be used."""
+    for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def recipes(tmp_path: Path) -> Recipes:
     return Recipes(tmp_path)
 

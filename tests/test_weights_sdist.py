@@ -12,19 +12,11 @@ import pytest
 
 from zoo.card import Source, SourceFile
 from zoo.errors import InputError, WeightsError
-from zoo.weights import PypiSource, fetch, is_local, parse, sdist
+from zoo.weights import PypiSource, fetch, is_local, parse, pypi, sdist
 
 ERA5 = "sdist:cfgrib==0.9.15.1/tests/sample-data"
 ERA5_FILE = "era5-levels-members.nc"
 TOY = "sdist:toy-data==1.0/data"
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -174,6 +166,6 @@ def test_a_dead_link_is_an_error(cache: Path, index: Callable[..., Path], monkey
 
 
 def test_without_pip_it_says_how_to_get_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdist.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pypi.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"pip is needed to find a source archive.*-m ensurepip"):
         fetch(source(TOY, "a.nc"))

