@@ -183,7 +183,6 @@ class Archive:
 
     def __init__(self, series: Sequence[Fields], window: Window, request: DataRequest, wanted: Wanted) -> None:
         self.series = list(series)
-        self.window = window
         spec = request.recipe.data
         axes = [fields.axis for fields in self.series]
         self.bad: list[dict[int, str]] = [{} for _ in self.series]
@@ -198,15 +197,15 @@ class Archive:
                     "change one of them"
                 )
         if self.whole:
-            self.parts = [np.zeros(len(axis), dtype=np.int64) for axis in axes]
+            parts = [np.zeros(len(axis), dtype=np.int64) for axis in axes]
         elif spec.split.method == "series":
-            self.parts = parts_by_series(axes, self._series_parts(request, wanted))
+            parts = parts_by_series(axes, self._series_parts(request, wanted))
         elif wanted.years is not None:
-            self.parts = parts_by_years(axes, wanted.years)
+            parts = parts_by_years(axes, wanted.years)
         else:
-            self.parts = parts_by_fractions(axes, spec.split.fractions)
+            parts = parts_by_fractions(axes, spec.split.fractions)
         self.split = "whole file" if self.whole else spec.split.method
-        self.samples: dict[str, Samples] = make_samples(axes, self.parts, window, [set(bad) for bad in self.bad])
+        self.samples: dict[str, Samples] = make_samples(axes, parts, window, [set(bad) for bad in self.bad])
         self.notes: dict[str, int] = {}
         self._count(request, wanted)
 

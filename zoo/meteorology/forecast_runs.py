@@ -17,6 +17,7 @@ from zoo.meteorology.archive import describe_files, open_series
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_file import ForecastWriter, forecast_dataset
 from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.rollout import ways
 from zoo.meteorology.times import TimeAxis, time_axis
 
 if TYPE_CHECKING:
@@ -65,23 +66,19 @@ def _forecasts(
     task: Forecast, model: nn.Module, device: torch.device, fields: Fields, starts: Sequence[int]
 ) -> Iterator[xr.Dataset]:
     """One dataset for each start."""
-    ways: list[tuple[int, int, int]] = []  # steps of the data ahead, steps of the rollout, place in what is found
-    found = []
+    found: dict[tuple[int, int], Any] = {}
     for lead in task.leads:
         steps = [lead * k for k in range(task.rollout + 1)]
         valid = [_times(fields.axis.values[start], task.step, steps) for start in starts]
         batch = task.batch_of_starts(fields, starts, lead, valid).to(device)
-        found += list(task.every_step(model, batch, valid))
-        ways += [(lead * k, k, len(ways) + k - 1) for k in range(1, task.rollout + 1)]
-    # what can be reached in several ways is what is reached in the fewest steps
-    fewest = {ahead: place for ahead, _, place in sorted(ways, reverse=True)}
-    order = [fewest[ahead] for ahead in sorted(fewest)]
+        found |= {(lead, k): said for k, said in enumerate(task.every_step(model, batch, valid), 1)}
+    reached = sorted(ways(task.leads, task.rollout).items())
     for i, start in enumerate(starts):
         yield forecast_dataset(
             task.targets_wanted,
-            np.stack([found[k][i] for k in order])[None].astype(np.float32),
+            np.stack([found[way][i] for _, way in reached])[None].astype(np.float32),
             starts=[_real_date(fields, start)],
-            lead_hours=[ahead * task.step[0] * _hours_of(task.step[1]) for ahead in sorted(fewest)],
+            lead_hours=[ahead * task.step[0] * _hours_of(task.step[1]) for ahead, _ in reached],
             latitudes=task.latitudes,
             longitudes=task.longitudes,
             units=fields.units,

@@ -27,7 +27,7 @@ from zoo.meteorology.forecasters import ForecastHead
 from zoo.meteorology.grids import Grid, even_globe, layout
 from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
-from zoo.meteorology.rollout import roll_out
+from zoo.meteorology.rollout import roll_out, ways
 from zoo.meteorology.scores import latitude_weights
 from zoo.meteorology.times import TimeAxis
 
@@ -174,9 +174,7 @@ class Forecast:
         archive = self._opened
         samples = archive.samples[part]
         found: list[Initial] = []
-        # what can be reached in several ways is scored as it is reached in the fewest steps
-        ways = {lead * k: (lead, k) for k in range(self.rollout, 0, -1) for lead in self.leads}
-        wanted = sorted(ways.values()) if scored else [(0, self.rollout)]
+        wanted = sorted(ways(self.leads, self.rollout).values()) if scored else [(0, self.rollout)]
         for number in range(0, len(samples), self.every if scored else 1):
             axis = archive.series[int(samples.series[number])].axis
             start = int(samples.start[number])

@@ -39,6 +39,11 @@ def roll_out(
                 state = _next(state, said, places, inputs.get("forcings"), step)
 
 
+def ways(leads: Sequence[int], rollout: int) -> dict[int, tuple[int, int]]:
+    """Steps of the data ahead -> the lead and how many of it; where several ways lead there, that of the fewest."""
+    return {lead * k: (lead, k) for k in range(rollout, 0, -1) for lead in leads}
+
+
 def _next(state: Tensor, said: Tensor, places: Sequence[int], forcings: Tensor | None, step: int) -> Tensor:
     """The state with what was said of it, and with the forcings of the later time."""
     index = torch.tensor(places, device=state.device)[None, :, None, None].expand_as(said)
