@@ -68,8 +68,6 @@ class Search:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self.plans() else 1
             some, higher = higher[:count], higher[count:]
-            if large:
-                self._look(itertools.chain(*some))
             probes = [self._smallest_of(rung) for rung in some] if self.plans() else some[0]
             self._trace(probes, look_first=large)
             for rung in some:
