@@ -45,9 +45,7 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
         f"{job.recipe.task_name}"
     )
     console.print(f"{verdict}: {taken}, {chosen.estimate.seconds:.3g} s a step predicted")
-    techniques = ", ".join(f"{t.key} {t.describe()}" for t in chosen.techniques)
-    batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
-    console.print(f"  {techniques}; {batch}; exactness {chosen.exactness}")
+    console.print(f"  {_choices(chosen)}; exactness {chosen.exactness}")
     for reason in decision.reasons:
         console.print(f"  - {reason}")
     _show_bar(chosen, max(budget, chosen.needed_bytes))
@@ -86,10 +84,12 @@ def show_largest(job: Job, limits: Limits, found: Largest) -> None:
     for what, decision in lines:
         console.print(f"  {what}")
         if decision is not None:
-            names = ", ".join(f"{t.key} {t.describe()}" for t in decision.chosen.techniques)
-            chosen = decision.chosen
-            batch = f"micro-batch {chosen.micro_batch_size} x {chosen.accumulation_steps}"
-            console.print(f"    {_footprint(chosen)}; {names}; {batch}")
+            console.print(f"    {_footprint(decision.chosen)}; {_choices(decision.chosen)}")
+
+
+def _choices(plan: Plan) -> str:
+    techniques = ", ".join(f"{t.key} {t.describe()}" for t in plan.techniques)
+    return f"{techniques}; micro-batch {plan.micro_batch_size} x {plan.accumulation_steps}"
 
 
 def _footprint(plan: Plan) -> str:

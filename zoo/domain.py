@@ -101,10 +101,14 @@ class DataRequest(Protocol):
 class Task(Protocol):
     """A question asked of a model. One object per run; `prepare` fills in what the data decides.
 
-    `head` is known after `prepare` (number of classes), or from the recipe when no data is at hand. A task whose inputs
-    are no tokens may say what `length` counts (``length_unit``), and what size inputs have when no data is at hand
-    (``assume(request) -> length``).
+    `head` is known after `prepare` (number of classes), or from the recipe when no data is at hand.
     `monitor` names the metric that picks the best checkpoint, `lower_is_better` its direction.
+
+    A task may have, beside what stands below: `columns` and `splits`, which its recipes may name; `length_unit`, what
+    `length` counts; ``assume(request) -> length`` where no data is at hand; ``predict_file(request, model, device,
+    source, target) -> (predictions, unreadable)`` where predictions are no table; ``floors(predictions)`` that come
+    with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too large for `state`; and
+    ``illustrate(model, device, data, predictions, folder)``.
     """
 
     name: str

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from zoo.step import PHASES
 from zoo.techniques import Technique, registry
 
 from .cpu_memory import write_section
-from .environment import versions
+from .environment import keep, versions
 from .models import registered
 
 SECTION = "every_pair"
@@ -117,10 +117,7 @@ def rows_of(models: Sequence[str], results: Path | None) -> Iterator[Row]:
             key = json.dumps([model, chosen])
             if key not in known:
                 known[key] = compare(model, chosen)
-                if results is not None:
-                    results.parent.mkdir(parents=True, exist_ok=True)
-                    with results.open("a") as file:
-                        file.write(json.dumps(asdict(known[key])) + "\n")
+                keep(known[key], results)
             yield known[key]
 
 

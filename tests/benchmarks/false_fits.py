@@ -49,7 +49,7 @@ from zoo.units import GIB, MIB, format_bytes
 from zoo.weights import fetch
 
 from .cpu_memory import write_section
-from .environment import versions
+from .environment import keep, versions
 from .models import registered, shallow
 
 SECTION = "false_fits"
@@ -273,10 +273,7 @@ def pairs(count: int, seed: int, results: Path | None) -> Iterator[Pair]:
         for number in range(count):
             if number not in known:
                 known[number] = try_pair(number, seed)
-                if results is not None:
-                    results.parent.mkdir(parents=True, exist_ok=True)
-                    with results.open("a") as file:
-                        file.write(json.dumps(asdict(known[number])) + "\n")
+                keep(known[number], results)
             yield known[number]
 
 
