@@ -135,13 +135,14 @@ def run_steps(
     after: Callable[[Setup], None] | None = None,
     learning_rate: float = 1e-3,
     max_grad_norm: float | None = None,
+    device: torch.device = CPU,
 ) -> Steps:
-    """Build and train on the CPU, with the random numbers of one seed; `after` is called after every step.
+    """Build and train with the random numbers of one seed; `after` is called after every step.
 
     Gradients are those that the optimizer finds, or, of one that steps inside the backward pass, what flowed.
     """
     setup = build(
-        card, task, techniques, CPU, learning_rate=learning_rate, weight_decay=0.01, max_grad_norm=max_grad_norm,
+        card, task, techniques, device, learning_rate=learning_rate, weight_decay=0.01, max_grad_norm=max_grad_norm,
         load=load or loader_of(card, "random", 0),
     )  # fmt: skip
     seen = Steps(setup)

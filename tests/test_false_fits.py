@@ -44,13 +44,16 @@ def test_a_plan_that_takes_more_than_its_budget_is_a_false_fit(tmp_path: Path) -
         workload, data = survey(job, fetch, local=True)
         chosen = decide(job, workload, limits_of(job.recipe.budget)).chosen
         one_row = replace(chosen, micro_batch_size=1, accumulation_steps=job.recipe.train.global_batch_size)
-        outcome, _, said = false_fits.run(job, chosen, data, tmp_path / "a", round(0.9 * chosen.peak_bytes))
+        limits = limits_of(job.recipe.budget)
+        less = replace(limits, device_bytes=round(0.9 * chosen.peak_bytes))
+        outcome, _, said = false_fits.run(job, chosen, data, tmp_path / "a", less)
         assert outcome == "false fit"
         assert "memory ran out at step" in said
-        outcome, _, said = false_fits.run(job, one_row, data, tmp_path / "b", 1024)
+        outcome, _, said = false_fits.run(job, one_row, data, tmp_path / "b", replace(limits, device_bytes=1024))
         assert outcome == "false fit"
         assert "a micro-batch cannot be smaller than one row" in said
-        outcome, measured, said = false_fits.run(job, chosen, data, tmp_path / "c", chosen.needed_bytes)
+        exact = replace(limits, device_bytes=chosen.needed_bytes)
+        outcome, measured, said = false_fits.run(job, chosen, data, tmp_path / "c", exact)
     assert (outcome, said) == ("trained", "")
     assert measured == pytest.approx(chosen.peak_bytes, rel=0.01)
     assert torch.is_grad_enabled()

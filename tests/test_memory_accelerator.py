@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +21,11 @@ from zoo.memory.accelerator import Kind, attention_backend
 from zoo.memory.devices import devices, find
 from zoo.memory.ledger import Ledger
 from zoo.memory.trace import without_storage
+from zoo.step import reproducible
 from zoo.units import KIB, MIB
 
 HALF, FLOAT, BF16 = torch.float16, torch.float32, torch.bfloat16
-T4, A100 = Kind(75), Kind(80)
+T4, A100, HOPPER = Kind(75), Kind(80), Kind(90, multiprocessors=132)
 
 
 @pytest.fixture
@@ -72,6 +74,10 @@ SIZE = 2 * 4 * 96 * 64 * 2
         (T4, BF16, False, False, "math"),  # no bf16 arithmetic before 8.0
         (T4, HALF, False, True, "math"),  # the efficient kernel wants as many key as query heads
         (A100, FLOAT, False, True, "math"),
+        (HOPPER, HALF, False, False, "cudnn"),
+        (HOPPER, BF16, True, False, "cudnn"),  # which takes masks
+        (HOPPER, BF16, False, True, "cudnn"),  # and grouped heads
+        (HOPPER, FLOAT, False, False, "efficient"),
     ],
 )
 def test_the_kernel_of_attention_follows_from_device_type_mask_and_heads(
@@ -81,6 +87,51 @@ def test_the_kernel_of_attention_follows_from_device_type_mask_and_heads(
     k = torch.empty(1, 2 if grouped else 4, 32, 64, dtype=dtype, device="meta")
     bias = torch.empty(32, 32, dtype=dtype, device="meta") if mask else None
     assert attention_backend(kind, q, k, k, bias, 0.0, False, grouped) == expected
+
+
+def test_where_runs_are_to_be_the_same_cudnn_attention_is_left_out() -> None:
+    q, mask = (torch.empty(1, 4, 32, width, dtype=HALF, device="meta") for width in (64, 32))
+    with reproducible():
+        assert attention_backend(HOPPER, q, q, q, None, 0.0, False, False) == "flash"
+        assert attention_backend(HOPPER, q, q, q, mask, 0.0, False, False) == "efficient"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dropout", "expected"),
+    [((1, 4, 32, 64), 0.125, "cudnn"), ((1, 4, 32, 64), 0.1, "flash"), ((1, 4, 32, 136), 0.0, "flash"),
+     ((1, 4, 1, 64), 0.0, "flash"), ((1, 4, 32, 12), 0.0, "flash")],
+)  # fmt: skip
+def test_cudnn_attention_has_its_own_conditions(shape: tuple[int, ...], dropout: float, expected: str) -> None:
+    q = torch.empty(*shape, dtype=HALF, device="meta")
+    assert attention_backend(HOPPER, q, q, q, None, dropout, False, False) == expected
+
+
+def test_efficient_attention_wants_heads_of_whole_16_bytes() -> None:
+    halves = torch.empty(1, 4, 32, 12, dtype=HALF, device="meta")
+    floats = torch.empty(1, 4, 32, 12, dtype=FLOAT, device="meta")
+    mask = torch.empty(32, 32, dtype=HALF, device="meta")
+    assert attention_backend(A100, halves, halves, halves, mask, 0.0, False, False) == "math"
+    assert attention_backend(A100, floats, floats, floats, None, 0.0, False, False) == "efficient"
+
+
+def test_cudnn_attention_sums_in_one_workspace() -> None:
+    with without_storage("accelerator", kind=HOPPER) as (device, ledger):
+        q = heads(device)
+        out = F.scaled_dot_product_attention(q, q, q)
+        grad = torch.empty_like(out)
+        sizes = made(ledger, lambda: torch.autograd.grad(out, q, grad))
+    assert 2 * 4 * 96 * (64 + 1) * 4 + 256 in sizes
+
+
+def test_flash_attention_sums_apart_where_runs_are_to_be_the_same(ampere: tuple[torch.device, Ledger]) -> None:
+    device, ledger = ampere
+    q = heads(device)
+    one = 2 * 4 * 128 * 64 * 4
+    for times in (1, 14):  # 108 multiprocessors shared by 2 * 4 heads
+        with reproducible() if times > 1 else contextlib.nullcontext():
+            out = F.scaled_dot_product_attention(q, q, q)
+            grad = torch.empty_like(out)
+            assert times * one in made(ledger, lambda out=out, grad=grad: torch.autograd.grad(out, q, grad))
 
 
 def test_a_backend_that_is_switched_off_is_not_chosen() -> None:
@@ -161,6 +212,38 @@ def test_sorting_for_the_gradient_of_an_embedding_starts_beyond_3072_tokens(
         assert len(made(ledger, lambda out=out, grad=grad: torch.autograd.grad(out, table, grad))) == expected
 
 
+def test_a_bias_gets_its_gradient_from_partial_sums() -> None:
+    """The 32 MiB and 16 bytes that an H200 took for the bias of a layer of 512, of 8192 tokens (torch 2.11)."""
+    with without_storage("accelerator", kind=HOPPER) as (device, ledger):
+        x = torch.empty(8192, 512, device=device)
+        assert made(ledger, lambda: x.sum(0)) == [512 * 4, 32 * MIB, 16]
+        assert made(ledger, lambda: x[:512].sum(0)) == [512 * 4], "a block of threads has all rows of its columns"
+        assert made(ledger, lambda: x.bfloat16().sum(0))[1:] == [512 * 2, 32 * MIB, 16], "sums are in fp32"
+        assert made(ledger, lambda: x.sum()) == [4, 512 * 4, 4], "one number: a partial sum for each block"
+        assert made(ledger, lambda: x.sum(1)) == [8192 * 4], "rows are summed within a warp"
+
+
+@pytest.mark.parametrize("name", ["nll_loss2d", "upsample_bicubic2d", "cumsum"])
+def test_what_a_gpu_cannot_repeat_is_refused_before_it_fails_there(
+    ampere: tuple[torch.device, Ledger], name: str
+) -> None:
+    device, _ = ampere
+    x = torch.empty(2, 3, 4, 4, device=device, requires_grad=True)
+
+    def run() -> object:
+        if name == "nll_loss2d":
+            return F.cross_entropy(x, torch.zeros(2, 4, 4, dtype=torch.long, device=device))
+        if name == "upsample_bicubic2d":
+            return F.interpolate(x, scale_factor=2, mode="bicubic").sum().backward()
+        return x.cumsum(-1)
+
+    run()
+    with reproducible(), pytest.raises(InputError, match=rf"the model uses {name}.*, which no GPU computes the same"):
+        run()
+    with reproducible():
+        torch.zeros(4, dtype=torch.long, device=device).cumsum(0)
+
+
 @pytest.mark.parametrize(("kind", "size"), [(T4, 8.125), (A100, 8.125), (Kind(90), 32), (Kind(120), 8.125)])
 def test_each_thread_that_multiplies_gets_one_workspace(kind: Kind, size: float) -> None:
     with without_storage("accelerator", kind=kind) as (device, ledger):
@@ -169,6 +252,12 @@ def test_each_thread_that_multiplies_gets_one_workspace(kind: Kind, size: float)
             (x @ x).sum().backward()
         found = [ledger.record.sizes[i] for i, label in ledger.record.labels.items() if label == "workspace"]
     assert found == [size * MIB] * 2
+
+
+def test_workspaces_are_those_that_the_environment_asks_for() -> None:
+    with reproducible():
+        assert T4.workspace_bytes == HOPPER.workspace_bytes == 8 * 4096 * KIB
+    assert T4.workspace_bytes == 8.125 * MIB
 
 
 def test_gradients_of_one_tensor_add_up_in_place(ampere: tuple[torch.device, Ledger]) -> None:

@@ -11,7 +11,7 @@ from conftest import Recipes
 
 from zoo.memory.allocator import replay
 from zoo.memory.devices import find
-from zoo.memory.predict import ASSUMED_CONTEXT, CPU_MARGIN, RESERVED_MARGIN, Footprint
+from zoo.memory.predict import ASSUMED_CONTEXT, CPU_MARGIN, PLAN_MARGIN, Footprint
 from zoo.planner import decide
 from zoo.plans import Decision, Limits, Workload
 from zoo.resolve import Job
@@ -45,8 +45,8 @@ def test_a_footprint_is_the_least_it_can_be_until_more_is_known() -> None:
     known = Footprint.of(T4, 1000 * 2**20, 1100 * 2**20)
     assert least.reserved == least.allocated
     assert known.process == 1100 * 2**20 + T4.context_bytes
-    assert known.interval[0] == pytest.approx(1100 * 2**20 * (1 - RESERVED_MARGIN) + T4.context_bytes, abs=1)
-    assert known.interval[1] == pytest.approx(1100 * 2**20 * (1 + RESERVED_MARGIN) + T4.context_bytes, abs=1)
+    assert known.interval[0] == pytest.approx(1100 * 2**20 * (1 - PLAN_MARGIN) + T4.context_bytes, abs=1)
+    assert known.interval[1] == pytest.approx(1100 * 2**20 * (1 + PLAN_MARGIN) + T4.context_bytes, abs=1)
     assert least.interval[1] < known.interval[1]
     stranger = T4.model_copy(update={"context_bytes": None})
     assert Footprint.of(stranger, 10).process == 10 + ASSUMED_CONTEXT

@@ -670,7 +670,6 @@ def test_transfers_and_new_memory_are_as_asked_of_a_gpu(monkeypatch: pytest.Monk
 
     def empty(shape: Any, **options: Any) -> torch.Tensor:
         asked.append(dict(options))
-        assert not torch.utils.deterministic.fill_uninitialized_memory
         return plain(shape, dtype=options["dtype"])
 
     monkeypatch.setattr(host_module.torch, "empty", empty)
@@ -679,4 +678,3 @@ def test_transfers_and_new_memory_are_as_asked_of_a_gpu(monkeypatch: pytest.Monk
     host.empty((3,), torch.float32, pinned=False)
     host.bring(torch.ones(3))
     assert [(str(a["device"]), a.get("pin_memory")) for a in asked] == [("cpu", True), ("cpu", False), ("cuda", None)]
-    assert torch.utils.deterministic.fill_uninitialized_memory

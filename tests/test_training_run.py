@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,20 @@ def test_baselines_stand_beside_the_run_also_when_it_is_resumed(recipes: Recipes
 
 
 def test_training_leaves_the_settings_of_torch_as_they_were(recipes: Recipes) -> None:
-    assert not torch.are_deterministic_algorithms_enabled()
-    run(recipes, "run", {"train.max_steps": 1})
-    assert not torch.are_deterministic_algorithms_enabled()
+    def settings() -> tuple[object, ...]:
+        filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        return torch.are_deterministic_algorithms_enabled(), filled, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    before = settings()
+    seen: list[tuple[object, ...]] = []
+
+    class Looks(Watcher):
+        def stepped(self, step: int, loss: float, rows: int) -> None:
+            seen.append(settings())
+
+    run(recipes, "run", {"train.max_steps": 1}, watcher=Looks())
+    assert seen == [(True, False, ":4096:8")]
+    assert settings() == before == (False, True, None)
 
 
 # ------------------------------------------------------------------------------------------- learning rate

@@ -227,6 +227,9 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
         predicted, measured = memory["predicted_bytes"][phase], memory["measured_bytes"][phase]
         error = f"{(predicted / measured - 1) * 100:+.2f} %" if measured else "-"
         table.add_row(phase, format_bytes(predicted), format_bytes(measured), error)
+    if (reserved := memory.get("reserved_bytes")) is not None:
+        told, found = reserved["predicted"], reserved["measured"]
+        table.add_row("reserved", format_bytes(told), format_bytes(found), f"{(told / found - 1) * 100:+.2f} %")
     console.print(table)
     for note in summary["notes"]:
         console.print(f"  - {note}")

@@ -9,10 +9,8 @@ here is *placed* on the host for the length of a statement, and a ledger that wa
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -53,7 +51,7 @@ class Host:
     def empty(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, *, pinned: bool = True) -> torch.Tensor:
         """A new tensor on the host; `pinned` (page-locked, on CUDA only) where transfers are to be fast."""
         locked = pinned and self.device.type == "cuda"
-        with placed(PINNED if pinned else HOST), _as_it_is():
+        with placed(PINNED if pinned else HOST):
             return torch.empty(shape, dtype=dtype, device=self.home, pin_memory=locked)
 
     def take(self, tensor: torch.Tensor, *, wait: bool = False) -> torch.Tensor:
@@ -64,8 +62,7 @@ class Host:
 
     def bring(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the device of a tensor that lies on the host and does not change."""
-        with _as_it_is():
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
         with placed(LINK):
             return copy.copy_(tensor, non_blocking=True)
 
@@ -85,15 +82,3 @@ class Host:
         """Wait for transfers, so that page-locked memory which they no longer need can be used again."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
-
-
-@contextlib.contextmanager
-def _as_it_is() -> Iterator[None]:
-    """Deterministic algorithms fill new memory first; here a copy fills it at once."""
-    deterministic: Any = importlib.import_module("torch.utils.deterministic")
-    before = deterministic.fill_uninitialized_memory
-    deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        deterministic.fill_uninitialized_memory = before

@@ -9,6 +9,8 @@ every tensor storage-free and count its bytes.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,7 +260,7 @@ def train_step(setup: Setup, batch: Sequence[Batch]) -> StepResult:
             loss.backward()  # type: ignore[no-untyped-call]
         detached = loss.detach()
         loss_sum = detached if loss_sum is None else loss_sum + detached
-        del loss, moved
+        del loss, moved, micro
     norm: torch.Tensor | None = None
     with setup.phase("optimizer"):
         if setup.max_grad_norm is not None:
@@ -268,6 +270,42 @@ def train_step(setup: Setup, batch: Sequence[Batch]) -> StepResult:
     if loss_sum is None:
         raise ValueError("a step needs at least one micro-batch")
     return StepResult(loss_sum, norm)
+
+
+@contextlib.contextmanager
+def reproducible() -> Iterator[None]:
+    """While entered, the same numbers come out of the same inputs, on every device: training runs so, and the planner.
+
+    Which kernels run, and what they allocate for themselves, depends on it. New memory is left as it is, where torch
+    would fill it to show what reads it too early: that takes time, and cannot be seen in what is computed.
+    """
+    deterministic: Any = importlib.import_module("torch.utils.deterministic")
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    with _environment("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES):
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            deterministic.fill_uninitialized_memory = before[1]
+
+
+CUBLAS_WORKSPACES = ":4096:8"
+"""Eight workspaces of 4096 KiB: one of the two settings with which cuBLAS gives the same numbers every time, and the
+one that does not make it slow (cuBLAS documentation, "Results Reproducibility")."""
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """While entered, the environment has this value, unless somebody has chosen another."""
+    before = os.environ.get(name)
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
 
 
 def describe(techniques: Sequence[Technique]) -> Mapping[str, str]:

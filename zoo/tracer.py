@@ -12,7 +12,7 @@ from zoo.card import ModelCard, load_ref
 from zoo.domain import Batch
 from zoo.errors import InputError
 from zoo.memory.accelerator import Kind
-from zoo.memory.allocator import on_host, replay
+from zoo.memory.allocator import grows, on_host, replay
 from zoo.memory.depth import SHALLOW as DEEP
 from zoo.memory.depth import deepen
 from zoo.memory.ledger import OUTSIDE, Record
@@ -21,7 +21,7 @@ from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
-from zoo.step import Setup, build, storage_free
+from zoo.step import Setup, build, reproducible, storage_free
 from zoo.techniques import Technique
 
 SHALLOW = (2, 3)
@@ -136,7 +136,7 @@ class Tracer:
             estimate = replace(exact, seconds=plan.estimate.seconds)
             footprint = Footprint.of(self.device, estimate.peak)
         else:
-            played = replay(record)
+            played = replay(record, expandable=grows(self.device))
             phases = {name: peak for name, peak in played.phases.items() if name != OUTSIDE}
             allocated = {name: peak.allocated for name, peak in phases.items()}
             estimate = Estimate(allocated, dict(played.categories), plan.estimate.seconds, on_host(record))
@@ -241,7 +241,8 @@ class Tracer:
             lengths = tokens or (self.tokens,) * micro_batches
             return [self.job.task.blank_batch(card, rows, length) for length in lengths]
 
-        return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
+        with reproducible():  # as training runs
+            return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
 
 
 def _halvings(count: int) -> list[int]:

@@ -1,9 +1,10 @@
-"""Does every plan that says it fits, train? Random recipes under random budgets, which are enforced on the CPU.
+"""Does every plan that says it fits, train? Random recipes under random budgets, which are enforced.
 
 ``python -m tests.benchmarks.false_fits [--pairs 200] [--seed 0] [--results FILE] [--write docs/benchmarks.md]`` draws
 pairs of a recipe and a budget and plans each. Where the plan says that it fits, three steps and a validation of it run
 under a `Guard`, which raises for the first allocation beyond the budget. A *false fit* is a plan that raised there or
-had to be retried. Where nothing fits, the smallest plan is run without a budget: was it too large indeed?
+had to be retried. Where nothing fits, the smallest plan is run without a budget: was it too large indeed? On a machine
+with a GPU the plans are for it, and PyTorch's allocator is given no more than the budget.
 
 Half of the budgets are exactly what some plan of the recipe says that it needs, so that there is no room for an error;
 the others lie between half of that and one and a half. With ``--results`` every pair is written to a file (JSON lines)
@@ -13,17 +14,21 @@ when it is done, and a later call goes on from there. Exit code 1 if there is a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import json
 import math
+import os
 import random
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +36,22 @@ import torch
 import yaml
 
 from zoo.errors import InputError, TrainingError
+from zoo.memory.allocator import grows
 from zoo.memory.leaves import tensors_in
+from zoo.memory.predict import context_of
 from zoo.planner import decide, limits_of, survey
-from zoo.plans import Plan, Workload
+from zoo.plans import Limits, Plan, Workload
 from zoo.recipe_file import read_recipe
 from zoo.resolve import Job, resolve
-from zoo.step import Setup, describe
+from zoo.step import Setup, describe, reproducible
 from zoo.techniques import registry
 from zoo.tracer import Tracer
 from zoo.training import inference
 from zoo.training.files import RunFolder
 from zoo.training.loop import Loop
-from zoo.training.meter import CpuMeter
-from zoo.training.recovery import Guard
-from zoo.training.run import build_for
+from zoo.training.meter import meter_for
+from zoo.training.recovery import Guard, within
+from zoo.training.run import build_for, training_device
 from zoo.units import GIB, MIB, format_bytes
 from zoo.weights import fetch
 
@@ -108,6 +115,7 @@ class Pair:
     outcome: str
     """``trained``, ``false fit``, ``does not fit`` (rightly), ``too careful`` (it would have)"""
     techniques: dict[str, str]
+    device: str = "cpu"
     micro_batch: int = 0
     needed: int = 0
     predicted: int = 0
@@ -196,18 +204,20 @@ def try_pair(number: int, seed: int) -> Pair:
                     raise
         given = {} if recipe["techniques"] == "auto" else recipe["techniques"]
         planned = time.perf_counter()
-        decision = decide(job, workload, replace(limits_of(job.recipe.budget), device_bytes=budget))
+        limits = replace(limits_of(job.recipe.budget), device_bytes=budget)
+        decision = decide(job, workload, limits)
         planned = time.perf_counter() - planned
         chosen = decision.chosen
         assert data is not None
-        outcome, measured, said = run(job, chosen, data, folder, budget if decision.fits else None)
+        outcome, measured, said = run(job, chosen, data, folder, limits if decision.fits else None)
         if not decision.fits:
             outcome = "too careful" if measured <= budget else "does not fit"
     return Pair(
         number, seed, job.card.name, job.recipe.task_name, given,
         job.recipe.train.global_batch_size, workload.tokens, budget, outcome, dict(describe(chosen.techniques)),
-        micro_batch=chosen.micro_batch_size, needed=chosen.needed_bytes, predicted=chosen.peak_bytes,
-        measured=measured, said=said, planning=round(planned, 2), seconds=round(time.perf_counter() - started, 2),
+        device=limits.device.name, micro_batch=chosen.micro_batch_size, needed=chosen.needed_bytes,
+        predicted=chosen.peak_bytes, measured=measured, said=said,
+        planning=round(planned, 2), seconds=round(time.perf_counter() - started, 2),
     )  # fmt: skip
 
 
@@ -225,36 +235,46 @@ def draw_budget(draw: random.Random, job: Job, workload: Workload) -> int:
     return needed if draw.random() < EXACT else round(needed * math.exp(draw.uniform(*map(math.log, AROUND))))
 
 
-def run(job: Job, chosen: Plan, data: Any, folder: Path, limit: int | None) -> tuple[str, int, str]:
-    """Three steps with validation as `zoo train` runs them, then a validation under the guard.
+def run(job: Job, chosen: Plan, data: Any, folder: Path, limits: Limits | None) -> tuple[str, int, str]:
+    """Three steps with validation as `zoo train` runs them, then a validation alone, inside `limits` if there are any.
 
-    The outcome, the highest peak of the steps by the profiler, and what was said.
+    The outcome, the highest peak of the steps as they were measured, and what was said.
     """
     gc.collect()
     torch.manual_seed(job.recipe.train.seed)
-    meter = CpuMeter()
+    device = training_device()
+    meter = meter_for(device)
     run_folder = RunFolder(folder / "run")
     run_folder.prepare(resume=False, needed_bytes=0)
-    try:
-        setup = build_for(job, chosen, torch.device("cpu"))
-        setup.phase = meter.phase
-        loop = Loop(setup, job.task, data, chosen, job.recipe.train, run_folder, meter, limit)
-        done = loop.run()
-    except TrainingError as error:
-        return "false fit", max(meter.stop().values(), default=0), str(error)
-    finally:
-        meter.stop()
-    measured = max(done.measured.values())
-    if done.ran_out:
-        return "false fit", measured, "; ".join(done.ran_out)
-    if limit is not None:
+    limit = None if limits is None else limits.device_bytes
+    inside = (
+        contextlib.nullcontext()
+        if limits is None
+        else within(device, limits.device_bytes - context_of(limits.device), growing=grows(limits.device))
+    )
+    guarded = limit if device.type == "cpu" else None
+    with reproducible(), inside:
         try:
-            with Guard(limit, _held(setup)):
-                inference.predict(
-                    job.task, setup.model, data.valid, setup.device, rows=chosen.micro_batch_size, longest=loop.longest
-                )
-        except torch.OutOfMemoryError as error:
-            return "false fit", measured, f"validation: {error}"
+            setup = build_for(job, chosen, device)
+            setup.phase = meter.phase
+            loop = Loop(setup, job.task, data, chosen, job.recipe.train, run_folder, meter, guarded)
+            done = loop.run()
+        except (TrainingError, torch.OutOfMemoryError) as error:
+            return "false fit", max(meter.stop().values(), default=0), str(error)
+        finally:
+            meter.stop()
+        measured = max(done.measured.values())
+        if done.ran_out:
+            return "false fit", measured, "; ".join(done.ran_out)
+        if limit is not None:
+            try:
+                with Guard(limit, _held(setup)) if guarded else contextlib.nullcontext():
+                    inference.predict(
+                        job.task, setup.model, data.valid, setup.device,
+                        rows=chosen.micro_batch_size, longest=loop.longest,
+                    )  # fmt: skip
+            except torch.OutOfMemoryError as error:
+                return "false fit", measured, f"validation: {error}"
     return "trained", measured, ""
 
 
@@ -263,18 +283,45 @@ def _held(setup: Setup) -> list[torch.Tensor]:
     return [*setup.model.parameters(), *setup.model.buffers(), *tensors_in(setup.optimizer.state_dict())]
 
 
-def pairs(count: int, seed: int, results: Path | None) -> Iterator[Pair]:
-    """Pairs 0 to `count` - 1, those in `results` as they were found before."""
+def pairs(count: int, seed: int, results: Path | None, jobs: int = 1) -> Iterator[Pair]:
+    """Pairs 0 to `count` - 1, those in `results` as they were found before; `jobs` processes try the others."""
     known: dict[int, Pair] = {}
     if results is not None and results.exists():
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         known = {line["number"]: Pair(**line) for line in lines if line["seed"] == seed}
-    with registered(shallow("esm2_t6_8m", 2), shallow("antiberty", 2)):
+    new = [number for number in range(count) if number not in known]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin) if jobs > 1 else _Here() as pool:
+        tried = pool.map(_try, ((number, seed) for number in new))
         for number in range(count):
             if number not in known:
-                known[number] = try_pair(number, seed)
+                known[number] = next(tried)
                 keep(known[number], results)
             yield known[number]
+
+
+class _Here:
+    """Stands for a pool of processes: this one."""
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return
+
+    map = staticmethod(map)
+
+
+def _begin(*, alone: bool = False) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # two that wait for each other are slower where the machine has other work
+    if not alone:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
+
+
+def _try(which: tuple[int, int]) -> Pair:
+    with registered(shallow("esm2_t6_8m", 2), shallow("antiberty", 2)):
+        return try_pair(*which)
 
 
 def line(pair: Pair) -> str:
@@ -345,21 +392,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one pair by its number")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--results", type=Path, help="JSON lines: pairs that are there are not tried again")
     parser.add_argument("--write", type=Path, help="document whose section is replaced")
     given = parser.parse_args(arguments)
     if given.only is not None:
-        with registered(shallow("esm2_t6_8m", 2), shallow("antiberty", 2)):
-            pair = try_pair(given.only, given.seed)
+        pair = _try((given.only, given.seed))
         print(json.dumps(asdict(pair), indent=1), line(pair), sep="\n")
         return int(pair.outcome == "false fit")
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # two that wait for each other are slower where the machine has other work
+    _begin(alone=True)
     gc.collect()
     gc.freeze()  # what the imports made need not be walked before every measurement
     found = []
     started = time.perf_counter()
-    for pair in pairs(given.pairs, given.seed, given.results):
+    for pair in pairs(given.pairs, given.seed, given.results, given.jobs):
         found.append(pair)
         print(line(pair), flush=True)
     print("\n".join(summary(found)), f"\n{time.perf_counter() - started:.0f} s")

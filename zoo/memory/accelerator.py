@@ -6,7 +6,7 @@ are those of PyTorch's repository, read at versions 2.9 to 2.13.
 
 - `semantics` replaces operations that decompose differently (attention, softmax, dropout) by the ones that the
   accelerator runs. It does so in PyTorch's dispatcher, so that it does not matter by which name a model calls them.
-- `temporaries` lists what a kernel allocates and frees again while it runs.
+- `zoo.memory.kernels` lists what a kernel allocates and frees again while it runs.
 - `workspace_bytes` is what the matrix library keeps from its first product on, for each thread that multiplies.
 """
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,31 +43,40 @@ _FUSED = "_get_fused_kernels_supported_devices"
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides which kernels an accelerator runs: compute capability (75 for 7.5), and whether it is AMD's."""
+    """What decides which kernels an accelerator runs: its compute capability (75 for 7.5), whether it is AMD's, and the
+    number of its multiprocessors."""
 
     capability: int = 80
     amd: bool = False
+    multiprocessors: int = 108
+
+    @property
+    def threads_per_multiprocessor(self) -> int:
+        """CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
+        return 1024 if self.capability == 75 else 1536 if self.capability in (86, 89, 120) else 2048
 
     @classmethod
     def of(cls, device: Device) -> Kind:
         """The kind of a device. One that is not in the table counts as the oldest with the arithmetic that it has."""
         if device.vendor == "amd":
-            return cls(90, amd=True)
+            return cls(90, True, device.multiprocessors)
         keys = [key for key in _CAPABILITIES if device.name == key or device.name.startswith(key)]
-        if keys:
-            return cls(_CAPABILITIES[max(keys, key=len)])
-        return cls(80 if device.bf16 is not None else 70)
+        oldest = 80 if device.bf16 is not None else 70
+        capability = _CAPABILITIES[max(keys, key=len)] if keys else oldest
+        return cls(capability, False, device.multiprocessors)
 
     @property
     def workspace_bytes(self) -> int:
         """What cuBLAS gets per handle: 8.125 MiB, on Hopper and data-centre Blackwell 32 MiB.
 
         ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``parseChosenWorkspaceSize``: ``:4096:2:16:8``, on capability
-        9.0 and 10.0 4096 * 8 KiB; on AMD's gfx94 128 MiB. cuBLASLt (products with a bias) shares it
-        (``TORCH_CUBLASLT_UNIFIED_WORKSPACE``, the default of open-source builds).
+        9.0 and 10.0 4096 * 8 KiB; on AMD's gfx94 128 MiB; or what ``CUBLAS_WORKSPACE_CONFIG`` says. cuBLASLt (products
+        with a bias) shares it (``TORCH_CUBLASLT_UNIFIED_WORKSPACE``, the default of open-source builds).
         """
         if self.amd:
             return 128 * MIB
+        if chosen := os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
+            return sum(int(size) * int(count) * KIB for size, count in re.findall(r":(\d+):(\d+)", chosen))
         return 4096 * 8 * KIB if self.capability in (90, 100) else (2 * 4096 + 8 * 16) * KIB
 
 
@@ -164,10 +175,15 @@ def _attention(
             scale = scale or 1 / math.sqrt(width)
         out = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, False, scale=scale)[0]
         return out[..., :width] if extra else out
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if backend == "cudnn":
+        out = aten._scaled_dot_product_cudnn_attention(
+            query, key, value, mask, learns, dropout, causal, False, scale=scale
+        )[0]
+        return out
     if backend == "efficient":
         if mask is not None:
             mask = _aligned(mask).expand(*query.shape[:3], key.shape[2])
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
         out = aten._scaled_dot_product_efficient_attention(
             query, key, value, mask, learns, dropout, causal, scale=scale
         )[0]
@@ -188,16 +204,32 @@ def attention_backend(
     causal: bool,
     grouped: bool,
 ) -> str:
-    """``flash``, ``efficient`` or ``math``: the first that may run, in CUDA's order of preference.
+    """``cudnn``, ``flash``, ``efficient`` or ``math``: the first that may run, in CUDA's order of preference.
 
-    ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``, ``can_use_flash_attention`` and
-    ``can_use_mem_efficient_attention``; ``torch.nn.attention.sdpa_kernel`` is obeyed. cuDNN's kernel, which Hopper may
-    prefer, keeps the same tensors as flash.
+    ``aten/src/ATen/native/transformers/cuda/sdp_utils.cpp``, ``can_use_cudnn_attention``, ``can_use_flash_attention``
+    and ``can_use_mem_efficient_attention``; ``torch.nn.attention.sdpa_kernel`` is obeyed. Hopper and data-centre
+    Blackwell prefer cuDNN's kernel (``check_prefer_cudnn_attention``, with cuDNN 9.15.1), which does not give the same
+    numbers every time.
     """
     allowed: Any = torch.backends.cuda
     plain = query.ndim == 4 and query.dtype == key.dtype == value.dtype and query.numel() > 0
     same_heads = plain and query.shape[1] == key.shape[1] == value.shape[1]
     halves = (torch.float16, torch.bfloat16)
+    widths = {query.shape[-1], value.shape[-1]}
+    if (
+        kind.capability in (90, 100)
+        and not kind.amd
+        and not torch.are_deterministic_algorithms_enabled()
+        and allowed.cudnn_sdp_enabled()
+        and plain
+        and (same_heads or grouped)
+        and query.dtype in halves
+        and all(width <= 128 and width % 8 == 0 for width in widths)
+        and (dropout * 16).is_integer()
+        and key.shape[2] > 1
+        and (dropout == 0 or query.shape[2] > 1)
+    ):
+        return "cudnn"
     if (
         allowed.flash_sdp_enabled()
         and plain
@@ -211,7 +243,9 @@ def attention_backend(
     ):
         return "flash"
     types = (torch.float32, *halves) if kind.capability >= 80 else (torch.float32, torch.float16)
-    if allowed.mem_efficient_sdp_enabled() and same_heads and not grouped and query.dtype in types:
+    step = 16 // query.element_size() if kind.capability >= 80 or query.dtype in halves else 1
+    aligned = all(width % step == 0 for width in widths)
+    if allowed.mem_efficient_sdp_enabled() and same_heads and not grouped and query.dtype in types and aligned:
         return "efficient"
     return "math"
 
@@ -224,21 +258,32 @@ def _aligned(mask: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(mask, (0, 8 - width % 8))[..., :width]
 
 
-# --------------------------------------------------------------------------------------------- what kernels allocate
+# ------------------------------------------------------------------------------------------------- what is refused
 
-PRODUCTS = frozenset(
-    {
-        *(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "addbmm", "_scaled_mm")),
-        "bitsandbytes::gemm_4bit",
-    }
+NOT_REPRODUCIBLE = frozenset(
+    f"aten::{name}"
+    for line in (
+        "nll_loss2d_forward nll_loss2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward",
+        "_adaptive_avg_pool3d_backward adaptive_max_pool2d_backward upsample_linear1d_backward",
+        "upsample_bicubic2d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward",
+        "grid_sampler_2d_backward grid_sampler_3d_backward _ctc_loss_backward histc kthvalue",
+    )
+    for name in line.split()
 )
-"""Operations that call the matrix library."""
+"""Operations without an algorithm on CUDA that gives the same numbers every time: they raise an error when it is asked
+for (``torch.use_deterministic_algorithms``; ``alertNotDeterministic`` in ``aten/src/ATen/native/cuda``). So does
+``cumsum`` of floating-point numbers. Those that `torch.nn.functional` then does in another way are not listed."""
 
 
-def temporaries(kind: Kind, func: Any, args: Any, out: Any) -> list[int]:
-    """Bytes of each storage that the kernel of an operation allocates beside what it returns, and frees at its end."""
-    rule = _TEMPORARIES.get(func._schema.name)
-    return rule(kind, args, out) if rule is not None else []
+def check_reproducible(func: Any, args: Any) -> None:
+    """Raise `InputError` for an operation that an accelerator would refuse while the same numbers are asked for."""
+    name = func._schema.name
+    refused = name in NOT_REPRODUCIBLE or (name == "aten::cumsum" and args[0].dtype.is_floating_point)
+    if refused and torch.are_deterministic_algorithms_enabled():
+        raise InputError(
+            f"the model uses {name.removeprefix('aten::')}, which no GPU computes the same way twice, and a run can be "
+            "repeated and resumed to the bit; let the model do without it, or train on the CPU"
+        )
 
 
 _AUTOCAST = (
@@ -256,94 +301,3 @@ def _no_autocast(plain: Any) -> Any:
         plain(self, device_type, dtype, enabled, cache_enabled)
 
     return init
-
-
-def _softmax_backward(kind: Kind, args: Any, out: Any) -> list[int]:
-    """``grad * output`` (``aten/src/ATen/native/cuda/SoftMax.cu``, ``softmax_backward_cuda_out``)."""
-    grad, output = args[:2]
-    return [grad.numel() * torch.promote_types(grad.dtype, output.dtype).itemsize]
-
-
-def _embedding_backward(kind: Kind, args: Any, out: Any) -> list[int]:
-    """Sorted indices and partial sums, for more than 3072 tokens (``aten/src/ATen/native/cuda/Embedding.cu``,
-    ``embedding_dense_backward_cuda``; ``EmbeddingBackwardKernel.cu``: one partial sum for ten tokens and one for each
-    distinct token, of which there are at most as many as tokens or rows)."""
-    grad, indices, rows = args[:3]
-    count = indices.numel()
-    if count <= 3072:
-        return []
-    partial = count // 10 + min(count, rows)
-    return [*[count * 8] * 4, partial * grad.shape[-1] * 4]
-
-
-def _flash_backward(kind: Kind, args: Any, out: Any) -> list[int]:
-    """Sums of dq in fp32 and of softmax gradients; dk and dv for each query head where heads share them
-    (``transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd``); a contiguous gradient (``attention_backward.cu``)."""
-    grad, query, key = args[:3]
-    batch, heads, length, width = query.shape
-    rounded, columns = -(-length // 128) * 128, -(-width // 32) * 32
-    made = [batch * heads * rounded * 4, batch * heads * rounded * columns * 4]
-    if key.shape[1] != heads:
-        made += [batch * heads * key.shape[2] * width * query.element_size()] * 2
-    return [*_contiguous(grad), *made]
-
-
-def _efficient_backward(kind: Kind, args: Any, out: Any) -> list[int]:
-    """``delta`` and the workspace in which blocks of keys add up dq (``attention_backward.cu``,
-    ``_efficient_attention_backward``; ``mem_eff_attention/kernel_backward.h``, ``workspace_size``)."""
-    grad, query, key, value = args[:4]
-    batch, heads, length, width = query.shape
-    half = query.dtype != torch.float32
-    wide = max(width, value.shape[-1])
-    # cutlassB.h: blocks of 64 queries up to width 64; above, 128 where shared memory is large enough (8.0, 9.0)
-    roomy = kind.capability in (80, 90, 100)
-    rows = 128 if wide > 64 and half and roomy else 64
-    columns = 128 if rows == 128 and wide <= 128 and roomy else 64
-    limit = 32 if wide <= 32 else 64 if wide <= 64 else 128 if wide <= 128 else 65536
-    in_registers = half and limit <= rows
-    splits = -(-key.shape[2] // columns)
-    if heads * batch >= 256 and key.shape[2] <= 2 * columns:
-        splits = 1
-    if half and not in_registers:
-        splits = max(1, min(splits, 200 // (batch * heads)))
-    dq = -(-length // rows) * -(-width // columns) * (4 + rows * columns)
-    dk = splits * columns * -(-width // rows) * rows if half and not in_registers else 0
-    dv = splits * columns * -(-value.shape[-1] // rows) * rows if half and not in_registers else 0
-    workspace = batch * heads * (-(-(dq + dk + dv) // 4) * 4) * 4
-    delta = batch * heads * length * 4
-    # In fp32 delta is summed from a product of two tensors, which is gone before the workspace comes.
-    product = 0 if half else batch * heads * length * value.shape[-1] * 4
-    return [*_contiguous(grad), delta, max(workspace, product)]
-
-
-def _efficient_forward(kind: Kind, args: Any, out: Any) -> list[int]:
-    """An fp32 sum of the output where a head is wider than a block (``transformers/cuda/attention.cu``,
-    ``_efficient_attention_forward``; ``mem_eff_attention/kernel_forward.h``, ``kNeedsOutputAccumulatorBuffer``)."""
-    query, value = args[0], args[2]
-    if value.shape[-1] <= 128 or query.dtype == torch.float32:
-        return []
-    return [query.shape[0] * query.shape[1] * query.shape[2] * value.shape[-1] * 4]
-
-
-def _contiguous(grad: torch.Tensor) -> list[int]:
-    """The copy of a gradient that is not laid out as (batch, length, heads, width), as the kernels want it."""
-    laid_out = grad.transpose(1, 2)
-    return [] if laid_out.is_contiguous() else [grad.numel() * grad.element_size()]
-
-
-def _product_4bit(kind: Kind, args: Any, out: Any) -> list[int]:
-    """The weight, dequantized, and its scales where they are quantized themselves (bitsandbytes 0.50,
-    ``backends/cuda/ops.py``, ``_dequant_linear_fallback``; few tokens may go without, which is not counted on)."""
-    x, shape, nested = args[0], args[2], args[7] if len(args) > 7 else None
-    scales = [4 * nested.numel()] * 2 if nested is not None else []
-    return [*scales, shape[0] * shape[1] * x.element_size()]
-
-
-_TEMPORARIES = {
-    "aten::_softmax_backward_data": _softmax_backward,
-    "aten::embedding_dense_backward": _embedding_backward,
-    "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
-    "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
-    "aten::_scaled_dot_product_efficient_attention": _efficient_forward,
-    "bitsandbytes::gemm_4bit": _product_4bit,
-}

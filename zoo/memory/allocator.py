@@ -9,12 +9,15 @@ driver and are kept when tensors die. Source of every rule: ``c10/cuda/CUDACachi
 from __future__ import annotations
 
 import bisect
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zoo.errors import DoesNotFit
 from zoo.host import PINNED
+from zoo.memory.devices import Device
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.units import MIB, format_bytes
 
@@ -29,6 +32,27 @@ LARGE_BUFFER = 20 * MIB
 MIN_LARGE_ALLOC = 10 * MIB
 """kMinLargeAlloc: allocations from here on get a segment of their own size, in multiples of `ROUND_LARGE`."""
 ROUND_LARGE = 2 * MIB
+
+
+SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Where PyTorch's allocator is told how to work; the second name is the older one."""
+
+
+def grows(device: Device) -> bool:
+    """Whether training on `device` has segments that grow (``expandable_segments``), as it asks for where nobody has
+    chosen other `SETTINGS`.
+
+    Batches differ in length. Segments of a fixed size are then kept for one and too small for the next: three steps of
+    an ESM-2 35M, of 80, 128 and 94 tokens, reserved 3536 MiB on an H200, where 2774 were allocated.
+    """
+    chosen = next((os.environ[name] for name in SETTINGS if name in os.environ), None)
+    if chosen is not None:
+        return "expandable_segments:True" in chosen.replace(" ", "")
+    return device.vendor == "nvidia" and sys.platform != "win32"
+
+
+_BASES = {True: 2**50, False: 2**60}
+"""Where the expandable segments of the small and of the large pool begin: each is one stretch of addresses."""
 
 
 @dataclass(eq=False)
@@ -178,8 +202,8 @@ class CachingAllocator:
             self._pools[small].remove(tail)
             tail.size += more
             return tail
-        # Addresses only order blocks of equal size; every growth gets fresh ones.
-        block = Block(self._place(more), more, small, True, tail, None)
+        address = _BASES[small] if tail is None else tail.address + tail.size
+        block = Block(address, more, small, True, tail, None)
         if tail is not None:
             tail.after = block
         self._tails[small] = block

@@ -34,6 +34,7 @@ FACTS = (
     "host_link",
     "context_bytes",
     "launch_seconds",
+    "multiprocessors",
 )
 """The fields of a `Device` that need a source wherever they are known."""
 
@@ -48,10 +49,11 @@ class Device(Frozen):
 
     `memory_bytes` is what the driver reports as total where that is known (`memory_source` says so); for ``cpu`` what
     is available now. `fp32`, `tf32`, `bf16`, `fp16` are FLOP/s, dense, a multiply-add counted as two; `tf32` and `bf16`
-    are None where the device has no such arithmetic. `memory_bandwidth` and `host_link` (one direction) are
-    bytes/s; `host_link` is None for ``cpu``, which has nothing to cross. `context_bytes` is what a process holds
-    before its first tensor, None where nobody published a measurement that holds for today's torch. `sources` maps
-    every known fact to where it comes from. Raises `ValueError` for a known fact without source.
+    are None where the device has no such arithmetic. `multiprocessors` are those of the driver, on a CPU its cores.
+    `memory_bandwidth` and `host_link` (one direction) are bytes/s; `host_link` is None for ``cpu``, which has nothing
+    to cross. `context_bytes` is what a process holds before its first tensor, None where nobody published a measurement
+    that holds for today's torch. `sources` maps every known fact to where it comes from. Raises `ValueError` for a
+    known fact without source.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Device(Frozen):
     host_link: PositiveFloat | None = None
     context_bytes: PositiveInt | None = None
     launch_seconds: PositiveFloat
+    multiprocessors: PositiveInt
     sources: Mapping[str, str] = Field(description="fact -> where it comes from")
 
     @model_validator(mode="after")
@@ -210,6 +213,7 @@ def _device(name: str, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> De
         **{rate: value * 1e12 for rate, value in tflops.items()},
         "host_link": link["gb_per_second"] * 1e9,
         "launch_seconds": launch["seconds"],
+        "multiprocessors": entry["multiprocessors"]["count"],
     }
     sources = {
         "memory_bytes": memory["source"],
@@ -217,6 +221,7 @@ def _device(name: str, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> De
         **dict.fromkeys(tflops, rates_source),
         "host_link": link["source"],
         "launch_seconds": launch["source"],
+        "multiprocessors": entry["multiprocessors"]["source"],
     }
     if context is not None:
         values["context_bytes"], sources["context_bytes"] = _bytes(context), context["source"]
@@ -253,6 +258,7 @@ def _this_cpu() -> Device:
         bf16=bf16 * 1e12 * scale,
         fp16=tflops["fp16"] * 1e12 * scale,
         launch_seconds=launch["seconds"],
+        multiprocessors=cores,
         sources={
             "memory_bytes": "available now, by psutil, and no more than the control group allows",
             "memory_bandwidth": bandwidth["source"],
@@ -260,6 +266,7 @@ def _this_cpu() -> Device:
             "bf16": bf16_source,
             "fp16": tflops["source"],
             "launch_seconds": launch["source"],
+            "multiprocessors": "cores that this process may use",
         },
     )
 

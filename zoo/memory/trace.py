@@ -12,7 +12,7 @@ import contextlib
 import gc
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from unittest import mock
@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.domain import Batch
 from zoo.host import DEVICE, LINK, place
-from zoo.memory import accelerator
+from zoo.memory import accelerator, kernels
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.ledger import Ledger, Record
@@ -94,16 +94,17 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
             return value.item()
         if (where := place()) != DEVICE:
             return self._beside(where, func, types, args, kwargs)
+        accelerator.check_reproducible(func, args)
         func = as_autograd_does(func, args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._values.follow(func, args, kwargs or {}, out)
-        if func._schema.name in accelerator.PRODUCTS and args[0].device.type == "meta":
+        if func._schema.name in kernels.PRODUCTS and args[0].device.type == "meta":
             # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
             backward = torch._C._current_graph_task_id() != -1
             if backward not in self._threads:
                 self._threads.add(backward)
                 self.record.events.append(self._new(self._kind.workspace_bytes, "workspace"))
-        passing = [self._new(size, "kernels") for size in accelerator.temporaries(self._kind, func, args, out) if size]
+        passing = [self._new(size, "kernels") for size in kernels.temporaries(self._kind, func, args, out) if size]
         self.record.events += [*passing, *(-event for event in passing)]
         return out
 
@@ -212,14 +213,37 @@ def trace(
 
         def step(setup: Setup, phase: Phase) -> None:
             setup.phase = phase
+            if world == "accelerator":
+                train_step(setup, _Arriving(lambda: ready_batch(setup)))
+            else:
+                train_step(setup, ready_batch(setup))
+
+        def ready_batch(setup: Setup) -> list[Batch]:
             with torch.device(device):
                 micro_batches = batch(setup)
             for micro in micro_batches:
                 ledger.label("batch", [*micro.inputs.values(), micro.targets])
-            train_step(setup, micro_batches)
+            return micro_batches
 
         follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
     return ledger.record
+
+
+class _Arriving(Sequence[Batch]):
+    """Micro-batches that lie on the host and come to an accelerator one at a time, to stay no longer than they are
+    used: each is made when it is asked for."""
+
+    def __init__(self, make: Callable[[], list[Batch]]) -> None:
+        self._make = make
+        self._weights = [micro.weight for micro in make()]
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        return self._make()[index]
 
 
 def follow(

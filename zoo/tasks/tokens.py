@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's documentation uses)
 from torch import nn
 
 from zoo.card import ModelCard
@@ -14,7 +13,7 @@ from zoo.data.prepare import Example
 from zoo.domain import Batch, Head
 from zoo.tasks.labels import LabelTask
 from zoo.tasks.sequence import logits
-from zoo.tasks.vocabulary import IGNORED
+from zoo.tasks.vocabulary import IGNORED, summed_cross_entropy
 
 
 class TokenClassification(LabelTask):
@@ -61,8 +60,7 @@ class TokenClassification(LabelTask):
         return Batch(self.inputs([e.ids for e in examples]), self.pad(labels, IGNORED), weight, tuple(rows))
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        scores = logits(model, batch.inputs)
-        return F.cross_entropy(scores.transpose(1, 2), batch.targets, ignore_index=IGNORED, reduction="sum")
+        return summed_cross_entropy(logits(model, batch.inputs), batch.targets)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
         best = logits(model, batch.inputs).argmax(-1).tolist()

@@ -42,6 +42,8 @@ def taking_part(setup: Setup) -> set[str]:
                 batch = setup.task.blank_batch(setup.card, 1, min(_TOKENS, setup.card.max_length))
                 setup.task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            if "fork-based multiprocessing" in str(error):  # autograd has run before this process was forked
+                raise
             raise InputError(
                 f"what takes part in the output of {setup.card.name} cannot be told without values ({error}); "
                 f"name roles instead of all-linear (roles: {', '.join(sorted(setup.card.roles))})"

@@ -166,7 +166,7 @@ class Loop:
     def _stop_meter(self) -> None:
         if self.meter is None:
             return
-        self.progress.measured = self.meter.stop()
+        self.progress.measured, self.progress.reserved = self.meter.stop(), self.meter.reserved
         self.setup.phase = no_phase
         self.meter = None
         self.watcher.measured(self.progress.measured)

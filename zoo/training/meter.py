@@ -24,7 +24,12 @@ _MARK = "zoo."
 
 
 class Meter(Protocol):
-    """Started before the model is built, stopped after the steps that are measured."""
+    """Started before the model is built, stopped after the steps that are measured.
+
+    `reserved` is the most that an allocator has asked of its device, 0 where nothing is kept.
+    """
+
+    reserved: int
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]: ...
     def stop(self) -> dict[str, int]: ...
@@ -32,6 +37,8 @@ class Meter(Protocol):
 
 class CpuMeter:
     """Peaks by phase from the profiler's memory events."""
+
+    reserved = 0
 
     def __init__(self) -> None:
         self._peaks: dict[str, int] | None = None
@@ -89,6 +96,7 @@ class CudaMeter:
     """Peaks by phase from the caching allocator."""
 
     def __init__(self) -> None:
+        self.reserved = 0
         self._peaks: dict[str, int] = defaultdict(int)
 
     @contextlib.contextmanager
@@ -98,6 +106,7 @@ class CudaMeter:
             yield
         finally:
             self._peaks[name] = max(self._peaks[name], torch.cuda.max_memory_allocated())
+            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
 
     def stop(self) -> dict[str, int]:
         return dict(self._peaks)

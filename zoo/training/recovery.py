@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.domain import Batch
+from zoo.memory.allocator import SETTINGS
 from zoo.memory.leaves import tensors_in
 from zoo.memory.trace import as_autograd_does
 from zoo.step import Setup, StepResult, train_step
@@ -62,6 +64,33 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _died(self, key: weakref.ref[torch.UntypedStorage]) -> None:
         self.alive -= self._known.pop(key, 0)
+
+
+@contextlib.contextmanager
+def within(device: torch.device, limit: int, *, growing: bool) -> Iterator[None]:
+    """While entered, PyTorch asks for at most `limit` bytes of a GPU: beyond, it gives back what it has cached, and
+    then runs out of memory as it would on a smaller one. On a CPU a `Guard` keeps the budget.
+
+    `growing`: in segments that grow.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    gc.collect()  # what earlier work has left would count
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit) / whole), device.index)
+    _segments(growing)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
+        _segments(False)
+
+
+def _segments(growing: bool) -> None:
+    if not any(name in os.environ for name in SETTINGS):
+        torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{growing}")
 
 
 @dataclass(frozen=True)

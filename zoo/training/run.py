@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +15,20 @@ import torch
 from zoo.card import Source
 from zoo.data.prepare import Data
 from zoo.errors import DoesNotFit, InputError
-from zoo.memory.predict import Footprint
+from zoo.memory.allocator import grows
+from zoo.memory.predict import Footprint, context_of
 from zoo.memory.scaling import Estimate
 from zoo.planner import decide, limits_of, survey, what_is_free
 from zoo.plans import Decision, Limits, Plan, Workload
 from zoo.resolve import Job
-from zoo.step import Setup, build, describe
+from zoo.step import Setup, build, describe, reproducible
 from zoo.training import inference, state
 from zoo.training.baselines import floors
 from zoo.training.export import save_model, size_on_disk
 from zoo.training.files import RunFolder, environment, read_json, write_json, write_table, write_text
 from zoo.training.loop import Loop
 from zoo.training.meter import Meter, meter_for, with_peak
+from zoo.training.recovery import within
 from zoo.training.values import loader_of
 from zoo.training.watcher import Watcher
 from zoo.units import format_bytes
@@ -123,7 +124,11 @@ def _train(
         raise DoesNotFit("; ".join(decision.reasons) + f"; it would use {_named(decision.chosen)}")
     if on_plan is not None:
         on_plan(decision, data)
-    with _deterministic(job.recipe.train.seed), _metered(training_device()) as (device, meter):
+    with (
+        _deterministic(job.recipe.train.seed),
+        _metered(training_device()) as (device, meter),
+        within(device, decision.limits.device_bytes - context_of(limits.device), growing=grows(limits.device)),
+    ):
         setup = build_for(job, decision.chosen, device, progress=progress)
         folder.prepare(resume=resume, needed_bytes=size_on_disk(setup))
         if (limits.device.name == "cpu") != (device.type == "cpu"):
@@ -170,6 +175,7 @@ def _train(
             "budget_bytes": decision.limits.device_bytes,
             "predicted_bytes": with_peak(decision.chosen.estimate.peak_by_phase),
             "measured_bytes": with_peak(done.measured),
+            **_reserved(decision.chosen, done),
         },
         "metrics": metrics,
         "best_step": done.best_step,
@@ -193,6 +199,13 @@ def _train(
     return Finished(folder, summary)
 
 
+def _reserved(chosen: Plan, done: state.Progress) -> dict[str, Any]:
+    """What a GPU's allocator asked for, which is more than what is in tensors."""
+    if not done.reserved:
+        return {}
+    return {"reserved_bytes": {"predicted": chosen.footprint.reserved, "measured": done.reserved}}
+
+
 def build_for(job: Job, chosen: Plan, device: torch.device, *, progress: bool = False) -> Setup:
     """The planned setup, for real, with its checkpoint loaded."""
     train_spec = job.recipe.train
@@ -213,14 +226,9 @@ def _named(chosen: Plan) -> str:
 @contextlib.contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """The same numbers on every run: algorithms that are, and random ones from `seed` on."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not, and torch refuses it
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
-    try:
+    with reproducible():
+        torch.manual_seed(seed)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 @contextlib.contextmanager

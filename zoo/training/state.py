@@ -19,6 +19,7 @@ from zoo.training.files import write_atomically
 class Progress:
     """Where a run is. `log_bytes` is the length of the metrics log at that moment: what came after it is cut off.
 
+    `measured` are the peaks of the first steps by phase in bytes, `reserved` what a GPU's allocator had taken by then.
     `micro_batch_size` is the plan's, or what it was lowered to when memory ran out; `ran_out` tells where it did.
     """
 
@@ -29,6 +30,7 @@ class Progress:
     seconds: float = 0.0
     log_bytes: int = 0
     measured: dict[str, int] = field(default_factory=dict)
+    reserved: int = 0
     finished: bool = False
     micro_batch_size: int | None = None
     ran_out: list[str] = field(default_factory=list)
