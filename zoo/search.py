@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from zoo.errors import InputError
 from zoo.memory.ledger import Record
+from zoo.memory.predict import Footprint
 from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected
 from zoo.resolve import Job
@@ -33,7 +34,8 @@ weights and optimizer states, and a look at those comes before a trace."""
 PROBES = 4
 """How many rungs are looked into at a time: work for several cores, the same number on every machine."""
 CLOSE = 8
-"""How many of the smallest plans are confirmed, where nothing fits, to name the smallest budget that would do."""
+"""How many of the smallest combinations are looked at, where nothing fits, to name the smallest budget that would
+do."""
 
 
 @dataclass
@@ -91,17 +93,29 @@ class Search:
             raise InputError(dict.fromkeys(str(reason) for reason in self.answers.values()))
         rung = next(r for r in self.rungs if min(plans, key=_needs).techniques in r)
         self._trace(rung)
-        plans = sorted(self.plans(), key=_needs)
-        close = [plan for plan in plans if plan.needed_bytes <= plans[0].needed_bytes * (1 + SLACK)][:CLOSE]
-        return min((self._confirm(plan) for plan in close), key=_needs)
+        first, *others = sorted((min(answer, key=_needs) for answer in self._answers()), key=_needs)[:CLOSE]
+        smallest = self._confirm(first)
+        for plan in others:
+            if self._at_least(plan) < smallest.needed_bytes:
+                smallest = min(smallest, self._confirm(plan), key=_needs)
+        return smallest
+
+    def _at_least(self, plan: Plan) -> int:
+        """What a plan can need when it is confirmed: in the optimizer's phase there is nothing that could be less."""
+        held = max(plan.estimate.peak_by_phase.get("optimizer", 0), round(plan.peak_bytes / (1 + SLACK)))
+        return Footprint.of(self.limits.device, held).interval[1]
 
     def plans(self) -> list[Plan]:
         """Everything that was traced and can be built."""
-        return self._known(self.answers)
+        return [plan for answer in self._answers() for plan in answer]
 
     def _known(self, combinations: Iterable[Combination]) -> list[Plan]:
         answers = [self.answers.get(combination, "") for combination in combinations]
         return [plan for answer in answers if not isinstance(answer, str) for plan in answer]
+
+    def _answers(self) -> list[list[Plan]]:
+        """The plans of every combination that was traced and can be built."""
+        return [answer for answer in self.answers.values() if not isinstance(answer, str)]
 
     def rejected(self, chosen: Plan, why_not: str | None) -> list[Rejected]:
         """Every combination but the chosen one, with its reason.

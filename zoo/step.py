@@ -280,14 +280,15 @@ def reproducible() -> Iterator[None]:
     would fill it to show what reads it too early: that takes time, and cannot be seen in what is computed.
     """
     deterministic: Any = importlib.import_module("torch.utils.deterministic")
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
     with _environment("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES):
-        torch.use_deterministic_algorithms(True)
+        # As torch.use_deterministic_algorithms(True), which imports all of torch's compiler to tell that as well.
+        torch.set_deterministic_debug_mode("error")
         deterministic.fill_uninitialized_memory = False
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0])
+            torch.set_deterministic_debug_mode(before[0])
             deterministic.fill_uninitialized_memory = before[1]
 
 

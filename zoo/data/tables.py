@@ -7,11 +7,13 @@ import io
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from zoo.card import Ref, load_ref
 from zoo.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd  # a plan without data does without
 
 CORE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -49,6 +51,8 @@ def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[i
         table: pd.DataFrame = load_ref(readers[suffix])(path)
         return table
     if suffix == ".parquet":
+        import pandas as pd
+
         raw = pd.read_parquet(path)
         return raw.astype(object).where(raw.notna(), "").astype(str)
     return _delimited(path, "\t" if suffix == ".tsv" else ",", malformed)
@@ -56,6 +60,8 @@ def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[i
 
 def _delimited(path: Path, delimiter: str, malformed: dict[int, str] | None) -> pd.DataFrame:
     """A CSV file by Python's reader: that of pandas passes over blank rows, renames columns and stops at bad lines."""
+    import pandas as pd
+
     records = [*_records(path.read_bytes().decode("utf-8-sig"), delimiter)]
     while records and not records[-1][1]:
         records.pop()

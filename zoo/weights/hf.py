@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,19 +48,61 @@ def _unhurried() -> Iterator[None]:
     import transformers
 
     models, optimize = "transformers.models", "scipy.optimize"
-    beside = {}
+    beside: dict[str, ModuleType] = {}
     if models not in sys.modules:
         beside[models] = ModuleType(models)
         beside[models].__path__ = [str(Path(transformers.__file__).parent / "models")]
     if optimize not in sys.modules and importlib.util.find_spec("scipy"):
         beside[optimize] = _Deferred(optimize)
+    if _only_plans and "transformers.modeling_utils" not in sys.modules:
+        _without_compiler_and_ranks()
     sys.modules.update(beside)
     try:
         yield
     finally:
         for name, module in beside.items():
-            if sys.modules.get(name) is module:
+            if sys.modules.get(name) is module and not _only_plans:
                 del sys.modules[name]
+
+
+_only_plans = False
+
+
+def only_plans() -> None:
+    """For a program that plans and ends: `transformers` is imported without torch's compiler and distributed tensors.
+
+    They are two thirds of what a model's code imports, and a trace without storage uses neither. What stands for them
+    stays: a program that goes on to train, or that is used from Python, must not call this.
+    """
+    global _only_plans
+    _only_plans = True
+
+
+def _without_compiler_and_ranks() -> None:
+    import torch.compiler
+
+    torch.distributed.is_available = lambda: False
+    if "torch._dynamo" not in sys.modules:
+        for name in ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"):
+            sys.modules[name] = _Undecorating(name)
+        # what torch.utils.checkpoint reads of it, to hand it on to a trace of the compiler
+        sys.modules["torch._dynamo"].config = SimpleNamespace(error_on_nested_fx_trace=True)  # type: ignore[attr-defined]
+        setattr(torch.compiler, "disable", _undecorated)  # noqa: B010  (its type is another function's)
+
+
+class _Undecorating(ModuleType):
+    """Stands for a package whose functions decorate others, which are left as they are."""
+
+    __path__: list[str] = []  # noqa: RUF012  (a package's path)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _undecorated
+
+
+def _undecorated(function: Any = None, *arguments: Any, **options: Any) -> Any:
+    return function if callable(function) else _undecorated
 
 
 class _Deferred(ModuleType):
