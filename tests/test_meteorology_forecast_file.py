@@ -14,13 +14,8 @@ import pytest
 import xarray as xr
 
 from zoo.errors import InputError, ZooError
-from zoo.meteorology.forecast_file import (
-    ForecastWriter,
-    check_forecast,
-    forecast_dataset,
-    read_forecast,
-    write_forecast,
-)
+from zoo.meteorology.forecast_file import check_forecast, forecast_dataset, read_forecast
+from zoo.meteorology.forecast_writer import ForecastWriter, write_forecast
 
 NAMES = ["geopotential_500", "temperature_500", "geopotential_850", "temperature_850", "2m_temperature"]
 LATITUDES, LONGITUDES = np.linspace(-80, 80, 5), np.arange(0, 360, 45.0)
@@ -115,6 +110,47 @@ def test_lead_times_that_are_no_whole_hours_are_kept(tmp_path: Path):
     assert minutes.values.tolist() == [15, 90]
 
 
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_members_are_written_one_after_the_other(tmp_path: Path, suffix: str, size: int):
+    dataset = forecast(members=5)
+    pieces = [
+        dataset.isel(time=[i], number=slice(first, first + size)) for i in range(4) for first in range(0, 5, size)
+    ]
+    path = write_forecast(tmp_path / f"forecast{suffix}", pieces)
+    found = read_forecast(path)
+    xr.testing.assert_equal(found, dataset)
+    assert found["temperature"].attrs == dataset["temperature"].attrs
+    chunks = found["temperature"].encoding["chunksizes" if suffix == ".nc" else "chunks"]
+    assert chunks == (1, 1, 1, *found["temperature"].shape[3:]), "each member can be read alone"
+    plain = xr.open_dataset(path, decode_timedelta=True, engine="zarr" if suffix == ".zarr" else "netcdf4")
+    xr.testing.assert_equal(plain, dataset)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([(0, [0, 1]), (0, [1, 2])], "member 1 of 2001-01-01.* after 1; write them in order"),
+        ([(0, [0, 1]), (1, [0])], "2001-01-01T12.* has 1 members, and the first start 2; write all members of each"),
+        ([(0, [0, 1]), (1, [0]), (2, [0])], "2001-01-01T12.* has 1 members, and the first start 2; write all members"),
+        ([(0, [0, 1]), (1, [1])], r"members \[1\] of 2001-01-01T12.*, where \[0, 1\] of those of the first start come"),
+        ([(0, [0, 1]), (1, [0]), (1, [2])], r"members \[2\] of 2001-01-01T12.*, where \[1\] of those of the first"),
+        (
+            [(0, [0, 1]), (1, [0, 1]), (1, [2])],
+            r"members \[2\] of .*, where \[\] of those of the first start come next",
+        ),
+        ([(0, [0, 1]), (1, [0, 1]), (0, [2])], "starts at 2001-01-01T00.* after 2001-01-01T12.*; write them in order"),
+        ([(0, [0]), (slice(0, 2), [1])], "starts at 2001-01-01T00.* after 2001-01-01T00.*; write them in order"),
+    ],
+)
+def test_members_that_do_not_come_next_are_refused(tmp_path: Path, pieces, message: str):
+    whole = forecast(members=3)
+    parts = [whole.isel(time=[i] if isinstance(i, int) else i, number=numbers) for i, numbers in pieces]
+    with pytest.raises(InputError, match=message):
+        write_forecast(tmp_path / "forecast.nc", parts)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_members_are_called_number(tmp_path: Path):
     dataset = forecast(members=2).rename(number="realization")
     assert read_forecast(write_forecast(tmp_path / "forecast.nc", [dataset]))["temperature"].sizes["number"] == 2
@@ -140,7 +176,7 @@ def test_a_writer_that_is_killed_leaves_no_forecast_and_the_old_one(tmp_path: Pa
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_meteorology_forecast_file import forecast\n"
-        "from zoo.meteorology.forecast_file import ForecastWriter\n"
+        "from zoo.meteorology.forecast_writer import ForecastWriter\n"
         "with ForecastWriter(sys.argv[2], overwrite=True) as writer:\n"
         "    writer.append(forecast(seed=2))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -331,11 +331,11 @@ def test_a_rollout_is_its_single_steps(made: Forecasts) -> None:
         model = load_ref(card.build)(card, task.head).eval()
         batch = batch_of(task, data.train[:2])
         with torch.no_grad():
-            whole = list(task._steps(model, batch, 3))
+            whole = list(task.steps(model, batch, 3))
             state = batch.inputs["fields"]
             for step, said in enumerate(whole):
                 single = {**batch.inputs, "fields": state}
-                one = next(iter(task._steps(model, Batch(single, batch.targets, 2), 1)))
+                one = next(iter(task.steps(model, Batch(single, batch.targets, 2), 1)))
                 assert torch.equal(one, said), step
                 forced = batch.inputs["forcings"][:, step] if step < 2 else state[:, 2:]
                 state = torch.cat([said, forced], dim=1)

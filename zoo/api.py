@@ -79,9 +79,14 @@ def train(
     return _run.train(job, output=folder, resume=resume, with_baselines=baselines).summary
 
 
-def predict(run: str | Path | Run, source: str | Path, target: str | Path) -> tuple[int, int]:
-    """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read)."""
-    opened = run if isinstance(run, Run) else Run.open(Path(run))
+def predict(
+    run: str | Path | Run, source: str | Path, target: str | Path, *, overrides: Overrides = ()
+) -> tuple[int, int]:
+    """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
+
+    `overrides` are of a run that is given by its folder, and of options that its task has for predicting.
+    """
+    opened = run if isinstance(run, Run) else Run.open(Path(run), overrides=overrides)
     return predict_file(opened, Path(source), Path(target))
 
 

@@ -36,6 +36,7 @@ Overrides = Annotated[
 ]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="Device memory, for example 8GiB.")]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for this device by name, or auto.")]
+_TOLD = "An option that is for predicting: --set task.forecast.ensemble.members=8"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
@@ -237,15 +238,19 @@ def train(
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV, TSV or Parquet file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="What to write: CSV, TSV, Parquet; NetCDF, Zarr.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help=_TOLD, metavar="A.B=V")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict every row of a file. Rows, order and columns stay; rows that cannot be read get an error."""
     from zoo.training.finished import Run, predict_file
 
-    rows, unread = predict_file(Run.open(run, progress=not as_json), source, output)
+    opened = Run.open(run, progress=not as_json, overrides=overrides or ())
+    rows, unread = predict_file(opened, source, output)
     if as_json:
         _print_json({"rows": rows, "unreadable": unread, "output": str(output)})
+    elif hasattr(opened.job.task, "predict_file"):
+        print(f"{output}: from {rows} times; {unread} others could not be read")
     else:
         print(f"{output}: {rows} rows, {unread} of them could not be read (see column error)")
 

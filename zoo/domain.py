@@ -107,8 +107,9 @@ class Task(Protocol):
     A task may have, beside what stands below: `columns` and `splits`, which its recipes may name; `length_unit`, what
     `length` counts; ``assume(request) -> length`` where no data is at hand; ``predict_file(request, model, device,
     source, target) -> (predictions, unreadable)`` where predictions are no table; ``floors(predictions)`` that come
-    with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too large for `state`; and
-    ``illustrate(model, device, data, predictions, folder)``.
+    with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too large for `state`;
+    ``illustrate(model, device, data, predictions, folder)``; and `when_predicting`, those of its options that a finished
+    run can be told anew.
     """
 
     name: str

@@ -75,6 +75,29 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     return RecipeFile(recipe, file, text, tuple(overrides), places)
 
 
+def changed(file: RecipeFile, overrides: Sequence[str], allowed: Sequence[Key]) -> RecipeFile:
+    """A recipe that was read before, with `overrides` (see `read_recipe`) of keys that are `allowed`, or inside these.
+
+    Raises `InputError` with every problem found.
+    """
+    changes = _parse(overrides)
+    known = ", ".join(dotted(key) for key in allowed) or "nothing"
+    if wrong := [
+        f"--set {dotted(target)}: cannot be changed in a finished run (can be changed: {known})"
+        for target, _ in changes
+        if not any(target[: len(key)] == key for key in allowed)
+    ]:
+        raise InputError(wrong)
+    data, places, problems = file.recipe.model_dump(mode="json"), Places(str(file.path)), Problems()
+    for target, value in changes:
+        _apply(data, places, problems, target, value, [t for t, v in changes if v is not None])
+    recipe, wrong_keys = _check(data, places.unusable)
+    problems += [problem for problem in wrong_keys if problem[0] not in places.unusable]
+    if problems or recipe is None:
+        raise InputError(places.sentences(problems))
+    return RecipeFile(recipe, file.path, file.text, (*file.overrides, *overrides), places)
+
+
 class RecipeError(InputError):
     """A recipe whose shape is wrong. `usable` is what is left of it without the wrong keys, where that is a recipe:
     the names in it can still be looked up, so that those that are wrong are reported at the same time."""

@@ -104,6 +104,7 @@ class Downscaling(Forecast):
 
     name = "downscaling"
     systems = ("", "interpolation_", "climatology_")
+    when_predicting = ()
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,37 @@ import torch
 import xarray as xr
 from torch import nn
 
+from zoo.domain import Batch
 from zoo.errors import InputError
 from zoo.meteorology.archive import describe_files, open_series
 from zoo.meteorology.fields import Fields
-from zoo.meteorology.forecast_file import ForecastWriter, forecast_dataset
+from zoo.meteorology.forecast_file import forecast_dataset
+from zoo.meteorology.forecast_writer import ForecastWriter
 from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.perturbations import Perturbations, perturbed
 from zoo.meteorology.rollout import ways
-from zoo.meteorology.times import TimeAxis, time_axis
+from zoo.meteorology.times import MONTH_HOURS, TimeAxis, later, real_date, time_axis
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Data
     from zoo.domain import DataRequest
     from zoo.meteorology.forecasting import Forecast, Initial
 
-STARTS = 8
-"""Forecasts that are made side by side."""
+SIDE_BY_SIDE = 8
+"""Forecasts that are made together: of several starts, or several members of an ensemble."""
 MOST_MAPS = 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """A forecast to make: from the time at an index of a file, of one member where there is an ensemble.
+
+    `perturbation` (V H W) is what is added to the states that it is made from.
+    """
+
+    start: int
+    member: int | None
+    perturbation: Any = None
 
 
 def predict_file(
@@ -35,9 +50,10 @@ def predict_file(
 ) -> tuple[int, int]:
     """Forecast from every time of a file, to NetCDF or Zarr. Returns (starts, times that could not be read).
 
-    Every lead and every step of the rollout that the model was trained for is in it. Leads in months are written with
-    the hours of a mean month. Memory is that of `STARTS` forecasts. Raises `InputError` for files that lack a field or
-    are on another grid, for more members than one, and as `ForecastWriter` does.
+    Every lead and every step of the rollout that the model was trained for is in it, and every member where the task
+    has an ensemble. Leads in months are written with the hours of a mean month. Memory is that of `SIDE_BY_SIDE`
+    forecasts, whatever the number of members. Raises `InputError` for files that lack a field or are on another grid,
+    for more members than one in them, and as `ForecastWriter` and `Ensemble.check` do.
     """
     wanted = request.recipe.data
     series = open_series(
@@ -52,70 +68,84 @@ def predict_file(
     given = task.of_file(fields)
     if source.exists() and target.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the forecast to another file")
+    if task.ensemble is not None:
+        task.ensemble.check(task.grid)
     broken = fields.unreadable()
     needed = {i: task.inputs.needs.before(fields.axis, i, max(task.leads)) for i in range(len(fields))}
     starts = [i for i, states in needed.items() if states is not None and not broken.keys() & set(states)]
+    members = [None] if task.ensemble is None else range(task.ensemble.members)
+    wished = [(start, member) for start in starts for member in members]
     with ForecastWriter(target, overwrite=True) as writer, torch.no_grad():
-        for first in range(0, len(starts), STARTS):
-            for part in _forecasts(task, model, device, given, starts[first : first + STARTS]):
+        for first in range(0, len(wished), SIDE_BY_SIDE):
+            for part in _forecasts(task, model, device, given, wished[first : first + SIDE_BY_SIDE]):
                 writer.append(part)
     return len(starts), len(broken)
 
 
 def _forecasts(
-    task: Forecast, model: nn.Module, device: torch.device, fields: Fields, starts: Sequence[int]
+    task: Forecast, model: nn.Module, device: torch.device, fields: Fields, wished: Sequence[tuple[int, int | None]]
 ) -> Iterator[xr.Dataset]:
-    """One dataset for each start."""
+    """One dataset for each start and member."""
+    made = _perturbed(task, fields, wished)
     found: dict[tuple[int, int], Any] = {}
     for lead in task.leads:
         steps = [lead * k for k in range(task.rollout + 1)]
-        valid = [_times(fields.axis.values[start], task.step, steps) for start in starts]
-        batch = task.batch_of_starts(fields, starts, lead, valid).to(device)
-        found |= {(lead, k): said for k, said in enumerate(task.every_step(model, batch, valid), 1)}
+        valid = [_times(fields.axis.values[one.start], task.step, steps) for one in made]
+        batch = _batch(task, fields, made, lead, valid).to(device)
+        for k, said in enumerate(task.steps(model, batch, task.rollout), 1):
+            usual = [task.inputs.usual(axis, [min(k, len(axis) - 1)], task.targets_wanted)[0] for axis in valid]
+            found[lead, k] = task.inputs.in_units(said, np.stack(usual))
     reached = sorted(ways(task.leads, task.rollout).items())
-    for i, start in enumerate(starts):
+    hours = task.step[0] * (1.0 if task.step[1] == "hours" else MONTH_HOURS)
+    for i, one in enumerate(made):
+        values = np.stack([found[way][i] for _, way in reached])[None].astype(np.float32)
         yield forecast_dataset(
             task.targets_wanted,
-            np.stack([found[way][i] for _, way in reached])[None].astype(np.float32),
-            starts=[_real_date(fields, start)],
-            lead_hours=[ahead * task.step[0] * _hours_of(task.step[1]) for ahead, _ in reached],
+            values if one.member is None else values[:, :, None],
+            starts=[_real_date(fields, one.start)],
+            lead_hours=[ahead * hours for ahead, _ in reached],
             latitudes=task.latitudes,
             longitudes=task.longitudes,
             units=fields.units,
+            members=None if one.member is None else [one.member],
+            attributes=None if task.ensemble is None else {"ensemble": str(task.ensemble)},
         )
 
 
-def _real_date(fields: Fields, index: int) -> Any:
+def _perturbed(task: Forecast, fields: Fields, wished: Sequence[tuple[int, int | None]]) -> list[Made]:
+    if task.ensemble is None:
+        return [Made(start, member) for start, member in wished]
+    std = task.learned.states.of(task.variables).std
+    perturbations = Perturbations(task.ensemble, task.variables, std, task.grid)
+    return [Made(start, member, perturbations.of(member or 0, fields.axis.label(start))) for start, member in wished]
+
+
+def _batch(task: Forecast, fields: Fields, made: Sequence[Made], lead: int, valid: Sequence[TimeAxis]) -> Batch:
+    """What the model is given for some forecasts; `valid`: for each the start and what comes after."""
+    given = []
+    for one, axis in zip(made, valid, strict=True):
+        state = perturbed(task.inputs.before(fields, one.start, lead), one.perturbation)
+        given.append(task.inputs.given(state, fields, axis, [*range(len(axis)), 0], lead))
+    inputs = {name: torch.tensor(np.stack([one[name] for one in given])) for name in given[0]}
+    return Batch(inputs, torch.empty(len(made)), len(made))
+
+
+def _real_date(fields: Fields, index: int) -> np.datetime64:
     """A time as forecasts are written. Raises `InputError` for a date that only a climate model's calendar has."""
-    value = fields.axis.values[index]
-    try:
-        return np.datetime64(value if isinstance(value, np.datetime64) else str(value.isoformat())).astype("M8[ns]")
-    except ValueError:
+    found = real_date(fields.axis.values[index])
+    if found is None:
         raise InputError(
             f"{fields.label}: {fields.axis.label(index)} is a date of the calendar {fields.axis.calendar} only, and "
             "forecasts are written with real dates; leave that time out of the file"
-        ) from None
+        )
+    return found
 
 
-def _hours_of(unit: str) -> float:
-    return 1.0 if unit == "hours" else 365.2425 * 24 / 12
-
-
-def _times(value: Any, step_and_unit: tuple[float, str], steps: Sequence[int]) -> TimeAxis:
+def _times(value: Any, step: tuple[float, str], steps: Sequence[int]) -> TimeAxis:
     """Times so many steps of the training data after one; a file need not have them, nor more than one time."""
-    size, unit = step_and_unit
-    if unit == "hours":
-        ours = isinstance(value, np.datetime64)
-        step: Any = np.timedelta64(round(size * 3600), "s") if ours else timedelta(hours=size)
-        values = [value + n * step for n in steps]
-    elif isinstance(value, np.datetime64):
-        month = value.astype("datetime64[M]")
-        inside = value - month.astype(value.dtype)
-        values = [(month + round(n * size)).astype(value.dtype) + inside for n in steps]
-    else:
-        months = [value.month - 1 + round(n * size) for n in steps]
-        values = [value.replace(year=value.year + m // 12, month=m % 12 + 1) for m in months]
-    return time_axis("forecast", np.array(values if any(steps) else values[:1]), broken="skip")
+    size, unit = step
+    values = [later(value, n * size, unit) for n in steps] if any(steps) else [value]
+    return time_axis("forecast", np.array(values), broken="skip")
 
 
 def illustrate(

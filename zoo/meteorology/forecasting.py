@@ -27,9 +27,9 @@ from zoo.meteorology.forecasters import ForecastHead
 from zoo.meteorology.grids import Grid, even_globe, layout
 from zoo.meteorology.inputs import Inputs
 from zoo.meteorology.learned import Learned, Predicts
+from zoo.meteorology.perturbations import Ensemble
 from zoo.meteorology.rollout import roll_out, ways
 from zoo.meteorology.scores import latitude_weights
-from zoo.meteorology.times import TimeAxis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,8 @@ class Forecast:
     or ``area``; scores weigh cells by their area. `target_weights` by field. `forcings`: what is known of any time, see
     `zoo.meteorology.forcings`. `box`: ``north, south, west, east`` in degrees. `files`, `years` and `series`: see
     `zoo.meteorology.archive.Wanted`. `climatology`: ``day``, ``month`` or ``all``. `every`: score each so-many-th
-    initial time only.
+    initial time only. `ensemble`: forecast files are of several members, see `zoo.meteorology.perturbations`; training
+    and its scores know nothing of them.
     """
 
     name = "forecast"
@@ -75,6 +76,7 @@ class Forecast:
     length_unit = "grid points"
     splits = SPLITS
     systems = SYSTEMS
+    when_predicting: tuple[str, ...] = ("ensemble",)
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class Forecast:
         series: dict[str, str] | None = None,
         climatology: Literal["day", "month", "all"] | None = None,
         every: int = 1,
+        ensemble: Ensemble | None = None,
     ) -> None:
         problems = wrong_options(variables, targets, lead_hours, lead_steps, rollout, forcings, every)
         self.variables = tuple(canonical(name) for name in variables)
@@ -111,6 +114,7 @@ class Forecast:
         self.target_weights = [weights.get(name, 1.0) for name in self.targets_wanted]
         self.lead_hours, self.lead_steps = lead_hours, lead_steps
         self.rollout, self.predicts, self.weighting, self.every = rollout, predicts, weighting, every
+        self.ensemble = ensemble
         self.forcings = tuple(forcings or ())
         self.wanted = Wanted(
             tuple(dict.fromkeys((*self.variables, *self.targets_wanted))), region(box),
@@ -152,6 +156,8 @@ class Forecast:
         self.archive = Archive(series, self.inputs.needs.window(self.leads, self.rollout, axis), request, self.wanted)
         self.files = self.archive.files
         self.latitudes, self.longitudes = series[0].grid.latitudes, series[0].grid.longitudes
+        if self.ensemble is not None:
+            self.ensemble.check(self.grid)
         self.corner = corner_of(series[0], self.wanted.box, request.card)
         self.seed = request.recipe.train.seed
         self._drawn = -1, None
@@ -265,23 +271,6 @@ class Forecast:
         found["steps"], found["lead"] = np.int64(example.steps), np.int64(lead)
         return found
 
-    def batch_of_starts(self, fields: Fields, starts: Sequence[int], lead: int, valid: Sequence[TimeAxis]) -> Batch:
-        """What the model is given to forecast from some times of a file: `valid`: each start and what comes after."""
-        made = [
-            self.inputs.given(self.inputs.before(fields, start, lead), fields, axis, [*range(len(axis)), 0], lead)
-            for start, axis in zip(starts, valid, strict=True)
-        ]
-        inputs = {name: torch.tensor(np.stack([one[name] for one in made])) for name in made[0]}
-        return Batch(inputs, torch.empty(len(made)), len(made))
-
-    def every_step(self, model: nn.Module, batch: Batch, valid: Sequence[TimeAxis]) -> Iterator[Any]:
-        """Forecasts (B O H W) after each step of the rollout, in the units of the table of names."""
-        for step, said in enumerate(self._steps(model, batch, self.rollout), 1):
-            usual = np.stack(
-                [self.inputs.usual(axis, [min(step, len(axis) - 1)], self.targets_wanted)[0] for axis in valid]
-            )
-            yield self.inputs.in_units(said, usual)
-
     def _lead(self, example: Initial, epoch: int | None) -> int:
         if epoch is None:
             return max(self.leads)
@@ -291,7 +280,8 @@ class Forecast:
 
     # -------------------------------------------------------------------------------------------- loss and predictions
 
-    def _steps(self, model: nn.Module, batch: Batch, steps: int) -> Any:
+    def steps(self, model: nn.Module, batch: Batch, steps: int) -> Iterator[Tensor]:
+        """Normalised forecasts (B O H W) after each of some steps."""
         return roll_out(model, batch.inputs, (*self.variables, *self.forcings), self.targets_wanted, steps)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -301,7 +291,7 @@ class Forecast:
         fields = torch.tensor(self.target_weights, device=device)
         weights = rows[:, None] * (fields * len(self.target_weights) / sum(self.target_weights))[:, None, None]
         total = batch.targets.new_zeros(())
-        for step, said in enumerate(self._steps(model, batch, self.rollout)):
+        for step, said in enumerate(self.steps(model, batch, self.rollout)):
             error = said - batch.targets[:, step]
             if "scale" in batch.inputs:
                 error = error / batch.inputs["scale"]
@@ -325,7 +315,7 @@ class Forecast:
         """Forecasts (B O H W) in the units of the table of names, float64, each after the steps that it asks for."""
         steps = [int(n) for n in batch.inputs["steps"]]
         last: list[Any] = [None] * len(steps)
-        for number, said in enumerate(self._steps(model, batch, max(steps)), 1):
+        for number, said in enumerate(self.steps(model, batch, max(steps)), 1):
             for i, wanted in enumerate(steps):
                 if wanted == number:
                     last[i] = said[i]

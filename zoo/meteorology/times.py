@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,31 @@ class TimeAxis:
                 f"give a multiple of {self.step:g} hours"
             )
         return round(count)
+
+
+MONTH_HOURS = 365.2425 * 24 / 12
+"""Of a mean month, with which forecasts over months are written."""
+
+
+def later(value: Any, size: float, unit: str) -> Any:
+    """The time `size` hours or calendar months after a date of either kind, in the calendar of that date."""
+    ours = isinstance(value, np.datetime64)
+    if unit == "hours":
+        return value + (np.timedelta64(round(size * 3600), "s") if ours else timedelta(hours=size))
+    if ours:
+        month = value.astype("datetime64[M]")
+        return (month + round(size)).astype(value.dtype) + (value - month.astype(value.dtype))
+    months = value.month - 1 + round(size)
+    return value.replace(year=value.year + months // 12, month=months % 12 + 1)
+
+
+def real_date(value: Any) -> np.datetime64 | None:
+    """A date of either kind as one of the real calendar; None for one that only a climate model's calendar has."""
+    try:
+        date = np.datetime64(value if isinstance(value, np.datetime64) else str(value.isoformat()))
+        return date.astype("datetime64[ns]")  # type: ignore[no-any-return]
+    except ValueError:
+        return None
 
 
 def date_label(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from torch import nn
 from zoo.data.tables import CORE_SUFFIXES, read_table, write_table
 from zoo.errors import InputError
 from zoo.recipe import Recipe, Split
-from zoo.recipe_file import RecipeFile
+from zoo.recipe_file import RecipeFile, changed
 from zoo.resolve import Job, resolve
 from zoo.training import inference
 from zoo.training.export import load_model
@@ -37,8 +37,11 @@ class Run:
     plan: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path, *, progress: bool = False) -> Run:
-        """Load the run in a folder. Raises `InputError` when there is none or it did not finish."""
+    def open(cls, path: Path, *, progress: bool = False, overrides: Sequence[str] = ()) -> Run:
+        """Load the run in a folder. Raises `InputError` when there is none or it did not finish.
+
+        `overrides` are ``task.NAME.option=value``, of the options that a task has for predicting.
+        """
         folder = RunFolder(path)
         if not folder.resolved.exists():
             raise InputError(
@@ -53,6 +56,10 @@ class Run:
             raise InputError(f"{folder.resolved}: holds no recipe of this version of the zoo: {error}") from error
         file = RecipeFile(recipe, folder.recipe, "", tuple(resolved["overrides"]))
         job = resolve(file, needs_data=False)
+        if overrides:
+            options = getattr(job.task, "when_predicting", ())
+            file = changed(file, overrides, [("task", recipe.task_name, option) for option in options])
+            job = resolve(file, needs_data=False)
         job.task.restore(resolved["task"])
         if (files := getattr(job.task, "load_files", None)) is not None:
             files(folder.path)
