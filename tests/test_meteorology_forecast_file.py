@@ -231,6 +231,7 @@ def test_a_writer_says_what_it_cannot_write(tmp_path: Path):
         (lambda d: d.isel(time=0), 'forecast: no dimension "time"'),
         (lambda d: d.expand_dims(step=2), 'dimension "step" is none of time'),
         (lambda d: d.isel(time=[1, 0]), "time is not in increasing order"),
+        (lambda d: d.isel(time=[]), "time is empty: there are no forecasts"),
         (lambda d: d.assign_coords(prediction_timedelta=[6, 24]), "prediction_timedelta has int64, not time diff"),
         (
             lambda d: d.assign_coords(prediction_timedelta=d.prediction_timedelta - np.timedelta64(7, "h")),

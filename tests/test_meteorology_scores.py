@@ -392,14 +392,14 @@ def test_only_a_few_states_of_truth_are_in_memory(monkeypatch: pytest.MonkeyPatc
     from zoo.meteorology import evaluation
 
     kept: list[int] = []
-    at = evaluation._Recent.at
+    at = evaluation.Recent.at
 
     def counting(self, place: int) -> xr.Dataset:
         state = at(self, place)
         kept.append(len(self.states))
         return state
 
-    monkeypatch.setattr(evaluation._Recent, "at", counting)
+    monkeypatch.setattr(evaluation.Recent, "at", counting)
     truth = states(times=60)
     evaluate(forecasts(truth, list(range(50)), [6, 24]), truth)
     assert max(kept) <= 5

@@ -18,7 +18,7 @@ from small_models import small
 
 import zoo
 from zoo.errors import InputError, WeightsError
-from zoo.training.finished import Run, predict_file
+from zoo.training.finished import Run, predict_file, score_file
 from zoo.training.run import train
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -225,6 +225,14 @@ def test_predictions_that_are_not_finite_are_errors_of_their_row(regression_run:
 
 
 # ------------------------------------------------------------------------------------------- scores
+
+
+def test_a_task_without_forecast_files_has_none_to_score(opened: Run, tmp_path: Path) -> None:
+    message = r"--forecast: sequence_regression makes no forecast files; .* say zoo evaluate .* FILE"
+    with pytest.raises(InputError, match=message):
+        score_file(opened, tmp_path / "forecast.nc", tmp_path / "truth.nc")
+    with pytest.raises(InputError, match=r"--set task.sequence_regression.loss: cannot .* \(can be changed: nothing\)"):
+        Run.open(opened.folder.path, overrides=["task.sequence_regression.loss=mae"])
 
 
 @pytest.mark.parametrize("name", ["regression_run", "lora_run", "chemistry_run"])

@@ -259,18 +259,24 @@ def predict(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     source: Annotated[Path | None, typer.Argument(metavar="[INPUT]", help="A file with inputs and targets.")] = None,
+    forecast: Annotated[Path | None, typer.Option("--forecast", help="Score this file; INPUT is what came.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Its scores, as NetCDF.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Its errors by lead time, as PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on its own test part, or on a file of yours."""
-    from zoo.training.finished import Run
+    """Score a finished run on its own test part, or on a file of yours; or forecasts of a file against what came."""
+    from zoo import console
+    from zoo.training.finished import Run, score_file
 
     opened = Run.open(run, progress=not as_json)
+    if forecast or output or plot:
+        scores = score_file(opened, forecast, source, output, plot)
+        _print_json(scores.facts) if as_json else console.show_scores(scores)
+        return
     found = opened.evaluate() if source is None else {str(source): opened.evaluate_file(source)}
     if as_json:
         _print_json(found)
     else:
-        from zoo import console
-
         console.show_metrics(found, opened.split if source is None else "none: every row of the file")
 
 

@@ -18,6 +18,7 @@ from zoo.units import format_bytes
 if TYPE_CHECKING:  # none of it is needed to list models, and some of it takes seconds to import
     from zoo.card import DatasetCard, ModelCard
     from zoo.data.prepare import Data
+    from zoo.domain import Scores
     from zoo.plans import Decision, Limits, Plan, Workload
     from zoo.resolve import Job
     from zoo.sweep import Largest
@@ -239,6 +240,19 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def show_metrics(found: Mapping[str, Mapping[str, float]], split: str) -> None:
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
     console.print(_metrics("part", found, names, split))
+
+
+def show_scores(scores: Scores) -> None:
+    """Tables of scores, one below the other, and what is to be known of them."""
+    for title, rows in scores.tables.items():
+        console.print(Text(title, style="bold"))
+        table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=None, padding=(0, 2))
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table)
+        console.print()
+    for note in scores.notes:
+        console.print(f"  - {note}")
 
 
 def _metrics(corner: str, found: Mapping[str, Mapping[str, float]], names: Sequence[str], split: str) -> Table:

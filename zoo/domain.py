@@ -84,6 +84,18 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a file of forecasts: `facts`, JSON-ready, for machines; for people `tables`, and `notes` below them.
+
+    A table is a list of rows, each a mapping of column to text; its key is its title.
+    """
+
+    facts: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Mapping[str, str]]]
+    notes: tuple[str, ...] = ()
+
+
 class DataRequest(Protocol):
     """What a task may know when it prepares data."""
 
@@ -108,8 +120,9 @@ class Task(Protocol):
     `length` counts; ``assume(request) -> length`` where no data is at hand; ``predict_file(request, model, device,
     source, target) -> (predictions, unreadable)`` where predictions are no table; ``floors(predictions)`` that come
     with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too large for `state`;
-    ``illustrate(model, device, data, predictions, folder)``; and `when_predicting`, those of its options that a finished
-    run can be told anew.
+    ``illustrate(model, device, data, predictions, folder)``; ``score_file(request, forecast, truth, target, picture) ->
+    Scores`` of forecasts in a file against what came; and `when_predicting`, those of its options that a finished run
+    can be told anew.
     """
 
     name: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,65 @@ from numpy.typing import NDArray
 
 from zoo.errors import InputError
 from zoo.meteorology.scores import Weights
-from zoo.meteorology.verification import Missing, Verification, same_points
+from zoo.meteorology.verification import MEMBERS, Missing, Verification, same_points
 
 Normal = Callable[[np.datetime64], xr.Dataset]
 """What is expected at a time."""
 
 Times = NDArray[np.datetime64]
+S = TypeVar("S")
 
 FORECAST, PERSISTENCE, CLIMATOLOGY = "forecast", "persistence", "climatology"
+
+
+@dataclass(frozen=True)
+class Came:
+    """What a forecast is scored against: the state `observed`, and the floors, where there are any: the state `before`
+    the forecast, and the `normal` one of climatology."""
+
+    observed: xr.Dataset
+    before: xr.Dataset | None = None
+    normal: xr.Dataset | None = None
+
+
+def gather(
+    verification: Verification,
+    forecast: xr.Dataset,
+    came: Callable[[np.datetime64, np.timedelta64], Came | None],
+    *,
+    floor: str = PERSISTENCE,
+    finite: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Add every forecast of a dataset, and its floors, to a verification; returns the number of those left out.
+
+    `came` says what came of a start and lead, or None for one that is left out of all systems. Of the forecast one
+    variable, start and lead is in memory at a time. `floor` is what to call the states before. With `finite`, a name
+    of the forecast for errors, values that are missing or not finite in it raise `InputError`.
+    """
+    starts = forecast["time"].values.astype("datetime64[ns]")
+    leads = forecast["prediction_timedelta"].values.astype("timedelta64[ns]")
+    left_out = 0
+    for i, start in enumerate(starts):
+        for j, lead in enumerate(leads):
+            found = came(start, lead)
+            left_out += found is None
+            for name in forecast.data_vars if found is not None else ():
+                assert found is not None
+                one = forecast[[name]].isel(time=i, prediction_timedelta=j).compute()
+                if finite and (broken := int((~np.isfinite(one[name].values)).sum())):
+                    raise InputError(
+                        f"{finite}: {name}, from {pd.Timestamp(start)} over {pd.Timedelta(lead)}: {broken} of "
+                        f"{one[name].size} values are missing or not finite; leave that start out, or forecast anew"
+                    )
+                verification.add(FORECAST, lead, one, found.observed, found.normal)
+                like = one.isel({d: 0 for d in MEMBERS if d in one.dims})
+                for system, state in ((floor, found.before), (CLIMATOLOGY, found.normal)):
+                    if state is not None:
+                        verification.add(system, lead, _as(like, state), found.observed, found.normal)
+            if progress:
+                progress(i * len(leads) + j + 1, len(starts) * len(leads))
+    return left_out
 
 
 def evaluate(
@@ -39,10 +91,11 @@ def evaluate(
 
     `forecast` has dimensions ``time`` (start) and ``prediction_timedelta`` (see `zoo.meteorology.forecast_file`),
     `truth` has ``time``, `climatology` is what `climatology_at` takes or a function of the time. Variables of the
-    forecast are scored, and all may be lazy: twice as many states of truth as lead times are kept, forecasts one at a
-    time. Systems are ``forecast``, ``persistence`` (truth at the start) and ``climatology``, over the same forecasts.
-    Where truth lacks a time, that forecast is an error, or with ``missing_times="skip"`` left out of all systems and
-    counted in the attribute ``forecasts_without_truth``. `progress` is told how many of how many are done.
+    forecast are scored, and all may be lazy: twice as many states of truth as lead times are kept, of the forecast one
+    variable, start and lead. Systems are ``forecast``, ``persistence`` (truth at the start) and ``climatology``, over
+    the same forecasts. Where truth lacks a time, that forecast is an error, or with ``missing_times="skip"`` left out
+    of all systems and counted in the attribute ``forecasts_without_truth``. `progress` is told how many of how many are
+    done.
 
     Raises `InputError` for missing dimensions, variables, times and for what `Verification.add` refuses.
     """
@@ -77,25 +130,16 @@ def verify(
             f"{pd.Timestamp(start)} over {pd.Timedelta(lead)}; truth has {pd.Timestamp(times[0])} to "
             f'{pd.Timestamp(times[-1])}. Give more truth, or leave these out with missing_times="skip"'
         )
-    states = _Recent(truth[names], 2 * len(leads) + 1)
+    states = _states(truth[names], 2 * len(leads) + 1)
+
+    def came(start: np.datetime64, lead: np.timedelta64) -> Came | None:
+        if (places := wanted[start, lead]) is None:
+            return None
+        observed, before = states.at(places[1]), states.at(places[0]) if persistence else None
+        return Came(observed, before, _normal(climatology, names, start + lead))
+
     verification = Verification(weights=weights, missing=missing, spectrum=spectrum)
-    done = 0
-    for i, start in enumerate(starts):
-        for j, lead in enumerate(leads):
-            if (places := wanted[start, lead]) is not None:
-                observed = states.at(places[1])
-                normal = _normal(climatology, names, start + lead)
-                one = forecast.isel(time=i, prediction_timedelta=j).compute()
-                verification.add(FORECAST, lead, one, observed, normal)
-                like = one.isel({d: 0 for d in ("number", "realization") if d in one.dims})
-                if persistence:
-                    verification.add(PERSISTENCE, lead, _as(like, states.at(places[0])), observed, normal)
-                if normal is not None:
-                    verification.add(CLIMATOLOGY, lead, _as(like, normal), observed, normal)
-            done += 1
-            if progress:
-                progress(done, len(wanted))
-    return verification, len(absent)
+    return verification, gather(verification, forecast, came, progress=progress)
 
 
 def _normal(climatology: xr.Dataset | Normal | None, names: list[str], time: np.datetime64) -> xr.Dataset | None:
@@ -135,7 +179,7 @@ def persistence_and_climatology(
     verification = Verification(weights=weights, spectrum=False)
     names = [str(name) for name in truth.data_vars]
     times = truth["time"].values.astype("datetime64[ns]")
-    states = _Recent(truth, 2 * len(leads_hours) + 1)
+    states = _states(truth, 2 * len(leads_hours) + 1)
     for start in times[::every]:
         for lead in (np.timedelta64(round(hours * 3600), "s") for hours in leads_hours):
             if (places := _places(times, start, lead, True)) is None:
@@ -148,20 +192,24 @@ def persistence_and_climatology(
     return verification.scores()
 
 
-class _Recent:
-    """States of a dataset by place in time; the last `size` that were asked for are in memory."""
+class Recent(Generic[S]):
+    """States by number; the last `size` that were asked for stay in memory."""
 
-    def __init__(self, dataset: xr.Dataset, size: int) -> None:
-        self.dataset, self.size = dataset, size
-        self.states: OrderedDict[int, xr.Dataset] = OrderedDict()
+    def __init__(self, read: Callable[[int], S], size: int) -> None:
+        self.read, self.size = read, size
+        self.states: OrderedDict[int, S] = OrderedDict()
 
-    def at(self, place: int) -> xr.Dataset:
-        if place not in self.states:
-            self.states[place] = self.dataset.isel(time=place).compute()
-        self.states.move_to_end(place)
+    def at(self, number: int) -> S:
+        if number not in self.states:
+            self.states[number] = self.read(number)
+        self.states.move_to_end(number)
         while len(self.states) > self.size:
             self.states.popitem(last=False)
-        return self.states[place]
+        return self.states[number]
+
+
+def _states(dataset: xr.Dataset, size: int) -> Recent[xr.Dataset]:
+    return Recent(lambda place: dataset.isel(time=place).compute(), size)
 
 
 def _places(times: Times, start: np.datetime64, lead: np.timedelta64, both: bool) -> tuple[int, int] | None:

@@ -99,7 +99,9 @@ def check_forecast(dataset: xr.Dataset, where: str = "forecast") -> None:
         values = dataset[name].values
         if values.dtype.kind != kind:
             problems.append(f"{where}: {name} has {values.dtype}, not {what}; decode it first")
-        elif not len(values) or bool((np.diff(values) <= np.timedelta64(0)).any()):
+        elif not len(values):
+            problems.append(f"{where}: {name} is empty: there are no forecasts")
+        elif bool((np.diff(values) <= np.timedelta64(0)).any()):
             problems.append(f"{where}: {name} is not in increasing order, each once")
         elif kind == "m" and values[0] < np.timedelta64(0):
             problems.append(f"{where}: {name} begins before the start ({values[0] / np.timedelta64(1, 'h'):g} h)")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.card import ModelCard, Source
 from zoo.data.prepare import Data, Skipped
-from zoo.domain import Batch, DataRequest
+from zoo.domain import Batch, DataRequest, Scores
 from zoo.errors import InputError
 from zoo.meteorology.archive import LATITUDE, SPLITS, Archive, Wanted, check_alone, check_grid, corner_of, open_archive
 from zoo.meteorology.fields import Fields
@@ -378,6 +378,14 @@ class Forecast:
         from zoo.meteorology.forecast_runs import predict_file
 
         return predict_file(self, request, model, device, source, target)
+
+    def score_file(
+        self, request: DataRequest, forecast: Path, truth: Path, target: Path | None, picture: Path | None
+    ) -> Scores:
+        """See `zoo.meteorology.scoring.score_file`."""
+        from zoo.meteorology.scoring import score_file
+
+        return score_file(self, request, forecast, truth, target, picture)
 
     def illustrate(
         self, model: nn.Module, device: torch.device, data: Data, scores: Sequence[Mapping[str, Any]], folder: Path

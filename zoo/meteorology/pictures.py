@@ -63,15 +63,21 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def png(path: Path | str) -> Path:
+    """Where a picture goes. Raises `InputError` for a name that does not end in ``.png``."""
+    target = Path(path).expanduser().absolute()
+    if target.suffix.lower() != ".png":
+        raise InputError(f"{target}: pictures are written as PNG; give a name that ends in .png")
+    return target
+
+
 @contextlib.contextmanager
 def figure_at(path: Path | str, height: float) -> Iterator[Any]:
     """A figure that is written to `path` as PNG when the block ends, whole or not at all; nothing global is touched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    target = Path(path).expanduser().absolute()
-    if target.suffix.lower() != ".png":
-        raise InputError(f"{target}: pictures are written as PNG; give a name that ends in .png")
+    target = png(path)
     figure = Figure(figsize=(_WIDTH, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     yield figure

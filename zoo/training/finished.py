@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zoo.data.tables import CORE_SUFFIXES, read_table, write_table
+from zoo.domain import Scores
 from zoo.errors import InputError
 from zoo.recipe import Recipe, Split
 from zoo.recipe_file import RecipeFile, changed
@@ -164,3 +165,26 @@ def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
     out = run.predict_table(table, malformed)
     write_atomically(target, lambda partial: write_table(out, partial, kind))
     return len(out), int((out["error"] != "").sum())
+
+
+def score_file(
+    run: Run, forecast: Path | None, truth: Path | None, target: Path | None = None, picture: Path | None = None
+) -> Scores:
+    """Score forecasts in a file against a file of what came; all scores go to `target`, curves to `picture`.
+
+    Raises `InputError` where either is missing, and for a task whose predictions are no file of forecasts.
+    """
+    if forecast is None:
+        raise InputError("-o, --plot: are of the scores of a forecast file; name it with --forecast, or leave them out")
+    if truth is None:
+        raise InputError(
+            f"--forecast: no file of what came; say zoo evaluate {run.folder.path} STATES --forecast {forecast}"
+        )
+    own = getattr(run.job.task, "score_file", None)
+    if own is None:
+        raise InputError(
+            f"--forecast: {run.job.recipe.task_name} makes no forecast files; to score a file with inputs and targets "
+            f"say zoo evaluate {run.folder.path} FILE"
+        )
+    found: Scores = own(run.job, forecast, truth, target, picture)
+    return found
