@@ -233,6 +233,10 @@ def test_a_task_without_forecast_files_has_none_to_score(opened: Run, tmp_path: 
         score_file(opened, tmp_path / "forecast.nc", tmp_path / "truth.nc")
     with pytest.raises(InputError, match=r"--set task.sequence_regression.loss: cannot .* \(can be changed: nothing\)"):
         Run.open(opened.folder.path, overrides=["task.sequence_regression.loss=mae"])
+    with pytest.raises(
+        InputError, match=r"overrides: the run is open already; give its folder instead, or open it with"
+    ):
+        zoo.predict(opened, tmp_path / "in.csv", tmp_path / "out.csv", overrides=["train.seed=1"])
 
 
 @pytest.mark.parametrize("name", ["regression_run", "lora_run", "chemistry_run"])

@@ -13,6 +13,7 @@ from torch import nn
 from zoo.card import ModelCard, load_ref
 from zoo.domain import Head, Tokenizer, find_model
 from zoo.domain import models as _models
+from zoo.errors import InputError
 from zoo.plans import Decision
 from zoo.resolve import load_job
 from zoo.step import materialise, storage_free
@@ -84,8 +85,10 @@ def predict(
 ) -> tuple[int, int]:
     """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
 
-    `overrides` are of a run that is given by its folder, and of options that its task has for predicting.
+    `overrides` are of options that the task has for predicting. Raises `InputError` for those of a run that is open.
     """
+    if isinstance(run, Run) and overrides:
+        raise InputError("overrides: the run is open already; give its folder instead, or open it with Run.open")
     opened = run if isinstance(run, Run) else Run.open(Path(run), overrides=overrides)
     return predict_file(opened, Path(source), Path(target))
 
