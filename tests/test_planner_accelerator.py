@@ -45,8 +45,10 @@ def test_a_footprint_is_the_least_it_can_be_until_more_is_known() -> None:
     known = Footprint.of(T4, 1000 * 2**20, 1100 * 2**20)
     assert least.reserved == least.allocated
     assert known.process == 1100 * 2**20 + T4.context_bytes
-    assert known.interval[0] == pytest.approx(1100 * 2**20 * (1 - PLAN_MARGIN) + T4.context_bytes, abs=1)
-    assert known.interval[1] == pytest.approx(1100 * 2**20 * (1 + PLAN_MARGIN) + T4.context_bytes, abs=1)
+    segment = 20 * 2**20
+    assert known.interval[0] == pytest.approx(1100 * 2**20 * (1 - PLAN_MARGIN) - segment + T4.context_bytes, abs=1)
+    assert known.interval[1] == pytest.approx(1100 * 2**20 * (1 + PLAN_MARGIN) + segment + T4.context_bytes, abs=1)
+    assert Footprint.of(T4, 10).interval[0] == T4.context_bytes
     assert least.interval[1] < known.interval[1]
     stranger = T4.model_copy(update={"context_bytes": None})
     assert Footprint.of(stranger, 10).process == 10 + ASSUMED_CONTEXT
@@ -129,7 +131,8 @@ def test_deep_models_are_confirmed_to_the_byte_without_being_traced(
     monkeypatch.setattr(Tracer, "_trace", watched)
     confirmed = tracer.confirm(rough)
     assert max(depths) < 10
-    whole = replay(plain(tracer, combination, job.card, 4, 2, "accelerator", costs=False, steps=2))
+    record = plain(tracer, combination, job.card, 4, 2, "accelerator", costs=False, steps=2)
+    whole = replay(record, expandable=True)
     phases = {
         phase: peak.allocated for phase, peak in whole.phases.items() if phase in ("forward", "backward", "optimizer")
     }

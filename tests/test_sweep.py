@@ -53,4 +53,6 @@ def test_every_device_gets_a_decision_of_its_own(job: Job, monkeypatch: pytest.M
     decisions = list(on_every_device(job, workload_of(job)))
     assert [decision.limits.device.name for decision in decisions] == ["rtx-3060-12gb", "t4", "a100-80gb"]
     assert all(decision.fits for decision in decisions)
-    assert len({decision.chosen.estimate.seconds for decision in decisions}) == 3
+    seconds = [decision.chosen.estimate.seconds for decision in decisions]
+    assert len(set(seconds)) > 1
+    assert min(seconds) == seconds[-1], "the largest is the fastest, too, if only by a little for so small a model"

@@ -6,6 +6,7 @@ import gc
 import io
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ def test_transfers_take_the_time_of_the_link_and_steps_on_the_host_that_of_its_m
 
 
 def test_a_step_is_slower_by_its_transfers() -> None:
-    rates = find("t4").rates_for()
-    assert rates.link == find("t4").host_link
+    assert find("t4").rates_for().link == find("t4").host_link
+    rates = replace(find("t4").rates_for(), launch=5e-6)  # launches must not hide the transfers
 
     def seconds(**techniques: Technique) -> float:
         card = _wide()

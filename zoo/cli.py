@@ -159,7 +159,10 @@ def plan(
 ) -> None:
     """Say whether a recipe fits, what it takes, and which techniques to use. Exit code 1 if nothing fits."""
     gc.disable()  # a short life: looking for garbage among what is imported takes a fifth of it
+    from zoo.weights.hf import only_plans
+
     job = _job(recipe, overrides, budget, gpu)
+    only_plans()
     if sweep:
         _sweep(job, as_json, every=budget is None and gpu is None)
         return

@@ -95,7 +95,7 @@ class Footprint:
         if device.vendor == "host":
             margin, segment = CPU_MARGIN, 0
         ends = (
-            max(allocated, math.floor(reserved * (1 - margin)) - segment) + context,
+            max(0, math.floor(reserved * (1 - margin)) - segment) + context,
             math.ceil(reserved * (1 + margin)) + segment + context,
         )
         return cls(allocated, reserved, reserved + context, ends)

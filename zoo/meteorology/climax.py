@@ -26,6 +26,7 @@ from zoo.meteorology.variables import (
     positions_from_authors,
     take,
     to_fields,
+    to_patches,
     variable_indices,
 )
 
@@ -89,7 +90,8 @@ class ClimaX(nn.Module):
         indices = variable_indices("ClimaX input", variables, self.variables)
         positions = self._positions((x.shape[2], x.shape[3]), corner)
         lead_time = self.lead_time((lead_time_hours / 100).to(x.dtype)[:, None])
-        tokens = self.dropout(self.embedding(x, indices) + positions + lead_time[:, None])
+        tokens = self.embedding(to_patches(x, self.patch_size), indices)
+        tokens = self.dropout(tokens + positions + lead_time[:, None])
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)  # type: ignore[no-any-return]

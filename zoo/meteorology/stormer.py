@@ -27,6 +27,7 @@ from zoo.meteorology.variables import (
     positions_from_authors,
     take,
     to_fields,
+    to_patches,
     variable_indices,
 )
 
@@ -98,8 +99,8 @@ class Stormer(nn.Module):
         out_indices = variable_indices("Stormer output", wanted, self.variables)
         missing = self.patches[0] * self.patch_size - x.shape[2]
         x = functional.pad(x, (0, 0, missing, 0)) if missing else x
-        tokens = self.embedding(x, variable_indices("Stormer input", given, self.variables), self.positions)
-        tokens = self.norm(tokens)
+        indices = variable_indices("Stormer input", given, self.variables)
+        tokens = self.norm(self.embedding(to_patches(x, self.patch_size), indices, self.positions[None]))
         condition = self.interval((interval_hours / 10).to(x.dtype)[:, None])
         for block in self.blocks:
             tokens = block(tokens, condition)

@@ -110,7 +110,6 @@ class VariableTokens(nn.Module):
 
     def __init__(self, variables: int, patch_size: int, width: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
         self.weight = nn.Parameter(torch.empty(variables, width, patch_size**2))
         self.bias = nn.Parameter(torch.empty(variables, width))
         self.identity = nn.Parameter(torch.empty(variables, width))
@@ -119,27 +118,34 @@ class VariableTokens(nn.Module):
     def reset_parameters(self) -> None:
         """Values of the authors' initialisation."""
         nn.init.normal_(self.weight, std=0.02)
-        nn.init.uniform_(self.bias, -1 / self.patch_size, 1 / self.patch_size)  # of a convolution with p*p inputs
+        bound = self.weight.shape[2] ** -0.5  # of a convolution with p*p inputs
+        nn.init.uniform_(self.bias, -bound, bound)
         with torch.no_grad():
             places = torch.arange(self.identity.shape[0], device=self.identity.device)
             self.identity.copy_(sincos(places, self.identity.shape[1]))
 
-    def forward(self, x: Tensor, indices: Sequence[int]) -> Tensor:
-        """(B V H W) -> (B L V D): `indices` says which variable each of the V fields is."""
-        tokens = torch.einsum("blvp,vdp->blvd", to_patches(x, self.patch_size), take(self.weight, indices, 0))
+    def forward(self, patches: Tensor, indices: Sequence[int]) -> Tensor:
+        """(B L V p*p) -> (B L V D): `indices` says which variable each of the V fields is."""
+        tokens = torch.einsum("blvp,vdp->blvd", patches, take(self.weight, indices, 0))
         tokens = tokens + (take(self.bias, indices, 0) + take(self.identity, indices, 0))
         return tokens.contiguous()  # the product is variable by variable: the next one would take a copy besides
 
 
 class VariableAggregation(nn.Module):
-    """Cross attention of one learned query to the variables of a patch (ClimaX, "Variable aggregation")."""
+    """Cross attention of one learned query to the variables of a patch (ClimaX, "Variable aggregation").
+
+    There is one query for all patches, so that neither keys nor values of single variables are needed: a score is the
+    product of a token with the query turned by the key's matrix, and what a head gives is the value of the mean of the
+    tokens, weighted by its scores. That is the same function, with a fiftieth of the arithmetic and a third of the
+    memory for 48 variables.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.seed = nn.Parameter(torch.empty(width))
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = Matrix(width, 2 * width)
         self.output = nn.Linear(width, width)
         self.reset_parameters()
 
@@ -154,28 +160,46 @@ class VariableAggregation(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B L V D) -> (B L D)."""
+        """(B L V D) -> (B L D). `K` heads of width `E`; a key's bias moves all scores of a head alike, to no effect."""
         b, length, v, width = tokens.shape
-        query = self.query(self.seed).reshape(1, self.heads, 1, -1).expand(b * length, -1, -1, -1)
-        pairs = self.key_value(tokens).reshape(b * length, v, 2, self.heads, width // self.heads)
-        key, value = pairs.permute(2, 0, 3, 1, 4).unbind(0)
-        merged = functional.scaled_dot_product_attention(query, key, value)
-        return self.output(merged.reshape(b, length, width))  # type: ignore[no-any-return]
+        query = self.query(self.seed).reshape(self.heads, -1)
+        key, value = self.key_value.weight.reshape(2, self.heads, -1, width).unbind(0)  # each (K E D)
+        turned = torch.einsum("ke,ked->kd", query, key) * query.shape[1] ** -0.5
+        scores = functional.linear(tokens, turned).reshape(b * length, v, self.heads)  # (B*L V K)
+        weights = scores.float().softmax(1).to(tokens.dtype)
+        mean = weights.transpose(1, 2) @ tokens.reshape(b * length, v, width)  # (B*L K D)
+        merged = torch.einsum("nkd,ked->nke", mean, value).reshape(b, length, width)
+        return self.output(merged + self.key_value.bias[width:])  # type: ignore[no-any-return]
+
+
+class Matrix(nn.Module):
+    """The parameters of a linear layer that is never applied as a whole: `weight` (outputs, inputs), `bias` (outputs).
+
+    It is no `nn.Linear`, so that nothing takes its place (codes, low-rank updates) that would have to be called.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
 
 
 class VariableEmbedding(nn.Module):
-    """Tokens of the variables, merged to one per patch: the largest activations of both models are in here."""
+    """Tokens of the variables, merged to one per patch: the largest activations of both models are in here.
+
+    Every patch is treated by itself.
+    """
 
     def __init__(self, variables: int, patch_size: int, width: int, heads: int) -> None:
         super().__init__()
         self.tokens = VariableTokens(variables, patch_size, width)
         self.aggregation = VariableAggregation(width, heads)
 
-    def forward(self, x: Tensor, indices: Sequence[int], positions: Tensor | None = None) -> Tensor:
-        """(B V H W) -> (B L D). `positions` (L D) is added before the variables are merged, where given."""
-        tokens = self.tokens(x, indices)
+    def forward(self, patches: Tensor, indices: Sequence[int], positions: Tensor | None = None) -> Tensor:
+        """(B L V p*p) -> (B L D). `positions` (1 L D) is added before the variables are merged, where given."""
+        tokens = self.tokens(patches, indices)
         if positions is not None:
-            tokens = tokens + positions[:, None]
+            tokens = tokens + positions[:, :, None]
         return self.aggregation(tokens)  # type: ignore[no-any-return]
 
 

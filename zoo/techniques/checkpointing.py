@@ -37,7 +37,7 @@ class NoCheckpointing(Technique):
     key = "checkpointing"
     name = "none"
     source = "-"
-    stage = 200
+    stage = 205
     exactness = "bitwise"
 
     def apply(self, setup: Setup) -> None:
@@ -54,7 +54,7 @@ class BlockCheckpointing(Technique):
     key = "checkpointing"
     name = "block"
     source = "Chen et al. 2016, arXiv 1604.06174"
-    stage = 200
+    stage = 205
     exactness = "bitwise"
 
     every: int = Field(1, ge=1)
@@ -92,7 +92,7 @@ class SelectiveCheckpointing(Technique):
     key = "checkpointing"
     name = "selective"
     source = "Korthikanti et al. 2022, arXiv 2205.05198; torch.utils.checkpoint.create_selective_checkpoint_contexts"
-    stage = 200
+    stage = 205
     exactness = "bitwise"
 
     def why_not(self, setup: Setup) -> str | None:
@@ -128,10 +128,13 @@ def _no_blocks(setup: Setup) -> str | None:
 def _recompute(module: nn.Module, keeper: SavedOnHost | None = None, **options: Any) -> None:
     """Wrap `forward` on the instance: names of parameters stay as they are, so saved files do too.
 
-    With a `keeper`, what is saved around the recomputed part, its inputs, goes to the host. Whether the module trains
-    or evaluates does not matter: with gradients, activations are what takes the memory.
+    What recomputes itself already, piece by piece, is left as it is. With a `keeper`, what is saved around the
+    recomputed part, its inputs, goes to the host. Whether the module trains or evaluates does not matter: with
+    gradients, activations are what takes the memory.
     """
     forward = module.forward
+    if getattr(forward, "recomputes", False):
+        return
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ _ROLES = {
     "embedding": ("embedding",),
     # with its variables still apart the embedding holds more than all blocks together: it is recomputed as they are
     "block": ("embedding", "blocks.*"),
+    "positionwise": ("embedding",),
     "attention": ("blocks.*.attn.qkv", "blocks.*.attn.proj"),
     "mlp": ("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),
     "head": ("head",),

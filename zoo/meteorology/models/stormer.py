@@ -37,6 +37,7 @@ CARDS = (
             "embedding": ("embedding",),
             # with its variables still apart the embedding holds as much as many blocks: it is recomputed as they are
             "block": ("embedding", "blocks.*"),
+            "positionwise": ("embedding",),
             "attention": ("blocks.*.attn.qkv", "blocks.*.attn.proj"),
             "mlp": ("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),
             "head": ("head.linear",),
