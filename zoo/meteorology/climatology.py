@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,17 @@ Array = npt.NDArray[np.float64]
 GROUPINGS = ("month", "day", "all")
 DAYS = 366
 _KIND = "a climatology"
+
+
+class Usual(Protocol):
+    """What knows what is usual at any time, of the fields `names`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def at(self, axis: TimeAxis, index: int, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Fields (V H W) at a time of an axis."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ from zoo.meteorology.names import (
     coordinate,
     field_name,
     identify,
+    is_layers,
+    layer_name,
     levels_hpa,
     variable_named,
 )
@@ -33,8 +35,9 @@ class Stored:
 
     `dims` are the file's names and `kinds` what they are (``time``, ``level``, ``latitude``, ``longitude``,
     ``member``), in the file's order; `fixed` has the index to take along every other dimension. `levels` are in hPa,
-    those of its dimension or the one that the variable is on; empty without a level. `chunks` is how many of each
-    dimension are stored together, 0 where they are not. `unit` is the file's or the recipe's.
+    those of its dimension or the one that the variable is on, or numbers of a model's `layers`; empty without a level.
+    `chunks` is how many of each dimension are stored together, 0 where they are not. `unit` is the file's or the
+    recipe's.
     """
 
     variable: str
@@ -47,11 +50,13 @@ class Stored:
     itemsize: int
     unit: str | None
     known: Variable | None
+    layers: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of its fields, in the order of its levels."""
-        return tuple(field_name(self.name, level) for level in self.levels) or (self.name,)
+        called = layer_name if self.layers else field_name
+        return tuple(called(self.name, level) for level in self.levels) or (self.name,)
 
     def conversion(self, where: str) -> Conversion:
         """Scale and offset to the unit of the table. Raises `InputError` where the unit is missing or unknown."""
@@ -94,7 +99,7 @@ def contents(path: str, data: xr.Dataset, file: File) -> Contents:
     problems = [
         unknown(path, "variable of the file", name, [str(v) for v in data.data_vars])
         for name in file.variables
-        if name not in data.data_vars
+        if name not in data.data_vars and name not in data.sizes
     ]
     problems += [
         unknown(path, "dimension of the file", d, map(str, data.sizes)) for d in file.select if d not in data.sizes
@@ -140,7 +145,7 @@ def _stored(path: str, data: xr.Dataset, name: str, kinds: Mapping[str, str], fi
         for dim in dims
         if kinds[dim] not in ("time", "latitude", "longitude", "level", "member")
     }
-    levels = _levels(path, data, dims, kinds, meaning, name)
+    levels, layers = _levels(path, data, dims, kinds, file, name)
     height = next((float(c.values) for n, c in array.coords.items() if n == "height" and c.ndim == 0), None)
     if meaning.name is not None:
         known = variable_named(meaning.name)
@@ -152,7 +157,8 @@ def _stored(path: str, data: xr.Dataset, name: str, kinds: Mapping[str, str], fi
     encoding = array.encoding
     sizes = encoding.get("chunks") or encoding.get("chunksizes") or (0,) * len(dims)
     width = np.dtype(encoding.get("dtype", array.dtype)).itemsize
-    return Stored(name, canonical, dims, tuple(kinds[d] for d in dims), fixed, levels, tuple(sizes), width, unit, known)
+    kept = fixed, levels, tuple(sizes), width, unit, known, layers
+    return Stored(name, canonical, dims, tuple(kinds[d] for d in dims), *kept)
 
 
 def _chosen(path: str, data: xr.Dataset, name: str, dim: str, select: Mapping[str, Any]) -> int:
@@ -175,23 +181,30 @@ def _chosen(path: str, data: xr.Dataset, name: str, dim: str, select: Mapping[st
 
 
 def _levels(
-    path: str, data: xr.Dataset, dims: Sequence[str], kinds: Mapping[str, str], meaning: Meaning, name: str
-) -> tuple[float, ...]:
+    path: str, data: xr.Dataset, dims: Sequence[str], kinds: Mapping[str, str], file: File, name: str
+) -> tuple[tuple[float, ...], bool]:
+    """Levels of a variable, and whether they are layers of a model. The recipe may say the unit of the coordinate."""
+    meaning = file.variables.get(name, Meaning())
     dim = next((dim for dim in dims if kinds[dim] == "level"), None)
     if dim is not None:
-        unit = data[dim].attrs.get("units")
-        found = tuple(levels_hpa(f"{path}: variable {name}", dim, data[dim].values.tolist(), unit))
+        unit = file.variables.get(dim, Meaning()).unit or data[dim].attrs.get("units")
+        values = data[dim].values.tolist()
+        if layers := is_layers(unit, data[dim].attrs):
+            found = tuple(float(value) for value in values)
+        else:
+            found = tuple(levels_hpa(f"{path}: variable {name}", dim, values, unit))
         if meaning.level is not None:
             raise InputError(f"{path}: variable {name} has levels of its own ({_words(found)}); leave out level")
         if len(set(found)) < len(found):
             raise InputError(f"{path}: variable {name}: a level is there twice ({_words(found)})")
-        return found
+        return found, layers
     if meaning.level is not None:
-        return (float(meaning.level),)
+        return (float(meaning.level),), False
     for label, coord in data[name].coords.items():
         if coord.ndim == 0 and coordinate(str(label), coord.attrs) == "level" and coord.attrs.get("units") != "1":
-            return tuple(levels_hpa(f"{path}: variable {name}", str(label), [coord.item()], coord.attrs.get("units")))
-    return ()
+            where = f"{path}: variable {name}"
+            return tuple(levels_hpa(where, str(label), [coord.item()], coord.attrs.get("units"))), False
+    return (), False
 
 
 def _words(levels: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ Legend of shapes: `H` x `W` points of the fine grid, `F` the factor between the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class Downscaling(Forecast):
         files: dict[str, dict[str, dict[str, Any]]] | None = None,
         years: dict[str, tuple[int, int]] | None = None,
         series: dict[str, str] | None = None,
-        climatology: Literal["day", "month", "all"] | None = None,
+        climatology: str | None = None,
         every: int = 1,
     ) -> None:
         super().__init__(

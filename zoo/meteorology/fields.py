@@ -95,7 +95,7 @@ class Fields:
     @property
     def units(self) -> dict[str, str]:
         """Unit of each field as it is read; empty where neither the table nor the file knows one."""
-        own = self._units(lambda part: part.stored.unit)
+        own = self._units(lambda part: part.stored.known.unit if part.stored.known else part.stored.unit)
         known = {name: variable_named(parse_field(name)[0]) for name in self.names}
         return {name: variable.unit if variable else own[name] for name, variable in known.items()}
 

@@ -94,11 +94,22 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
         options["backend_kwargs"] = {"indexpath": ""}  # writes no file beside the data
     try:
         stored = xr.open_dataset(path, decode_cf=False, **options)
+        _date(stored)
         packed = {name: not _as_it_is(variable) for name, variable in stored.variables.items()}
         # without a decoder for them, leads of forecasts stay numbers with a unit
         return xr.decode_cf(stored, decode_timedelta=False, mask_and_scale=packed)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, ImportError) as error:
         raise InputError(f"{path}: cannot be opened as {kind} ({_first_line(error)})") from error
+
+
+def _date(stored: xr.Dataset) -> None:
+    """Give times of NASA's GEOS model that have no unit theirs: minutes since ``begin_date`` and ``begin_time``."""
+    for variable in stored.variables.values():
+        attributes = variable.attrs
+        if "begin_date" in attributes and "units" not in attributes:
+            date, clock = (f"{int(attributes.get(name, 0)):0{n}}" for name, n in (("begin_date", 8), ("begin_time", 6)))
+            day = f"{date[:4]}-{date[4:6]}-{date[6:]}"
+            attributes["units"] = f"minutes since {day} {clock[:2]}:{clock[2:4]}:{clock[4:]}"
 
 
 def _as_it_is(variable: Any) -> bool:

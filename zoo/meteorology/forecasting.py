@@ -20,6 +20,7 @@ from zoo.data.prepare import Data, Skipped
 from zoo.domain import Batch, DataRequest, Scores
 from zoo.errors import InputError
 from zoo.meteorology.archive import LATITUDE, SPLITS, Archive, Wanted, check_alone, check_grid, corner_of, open_archive
+from zoo.meteorology.climatology_files import wrong_climatology
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_options import canonical, changing, checked, region, wrong_options
 from zoo.meteorology.forecast_scores import SYSTEMS, scores_of, summary
@@ -65,9 +66,9 @@ class Forecast:
     too); the model's own way where nothing is said. `weighting` of the loss over latitudes is ``cosine`` (as ClimaX)
     or ``area``; scores weigh cells by their area. `target_weights` by field. `forcings`: what is known of any time, see
     `zoo.meteorology.forcings`. `box`: ``north, south, west, east`` in degrees. `files`, `years` and `series`: see
-    `zoo.meteorology.archive.Wanted`. `climatology`: ``day``, ``month`` or ``all``. `every`: score each so-many-th
-    initial time only. `ensemble`: forecast files are of several members, see `zoo.meteorology.perturbations`; training
-    and its scores know nothing of them.
+    `zoo.meteorology.archive.Wanted`. `climatology`: ``day``, ``month``, ``all``, or files by day and hour, see
+    `zoo.meteorology.climatology_files`. `every`: score each so-many-th initial time only. `ensemble`: forecast files
+    are of several members, see `zoo.meteorology.perturbations`; training and its scores know nothing of them.
     """
 
     name = "forecast"
@@ -93,11 +94,12 @@ class Forecast:
         files: dict[str, dict[str, dict[str, Any]]] | None = None,
         years: dict[str, tuple[int, int]] | None = None,
         series: dict[str, str] | None = None,
-        climatology: Literal["day", "month", "all"] | None = None,
+        climatology: str | None = None,
         every: int = 1,
         ensemble: Ensemble | None = None,
     ) -> None:
         problems = wrong_options(variables, targets, lead_hours, lead_steps, rollout, forcings, every)
+        problems += wrong_climatology(climatology)
         self.variables = tuple(canonical(name) for name in variables)
         self.targets_wanted = tuple(canonical(name) for name in targets or changing(variables))
         weights = {canonical(name): value for name, value in (target_weights or {}).items()}
@@ -223,16 +225,9 @@ class Forecast:
         self.inputs.settle(card, self.predicts)
         if not self.latitudes:
             self._assume(card, card.config.get("grid"))
-        head, needs = self.head, self.inputs.needs
-        states = (needs.history,) if needs.history > 1 else ()
-        inputs = {"fields": torch.zeros(rows, *states, len(head.given), *head.grid), "hours": torch.zeros(rows)}
-        if needs.time:
-            inputs["time"] = torch.zeros(rows)
-        if self.learned.predicts == "difference":
-            inputs |= {name: torch.zeros(rows, head.outputs, 1, 1) for name in ("scale", "shift")}
-        if self.forcings and self.rollout > 1:
-            inputs["forcings"] = torch.zeros(rows, self.rollout - 1, len(self.forcings), *head.grid)
-        return Batch(inputs, torch.zeros(rows, self.rollout, head.outputs, *head.grid), rows)
+        grid = self.grid.shape
+        targets = torch.zeros(rows, self.rollout, len(self.targets_wanted), *grid)
+        return Batch(self.inputs.blank(rows, grid), targets, rows)
 
     def assume(self, request: DataRequest) -> int:
         """Grid points where the data is not at hand: of the model's grid, or of that of the dataset's card."""
@@ -369,7 +364,7 @@ class Forecast:
         self.learned.save(folder)
 
     def load_files(self, folder: Path) -> None:
-        self.learned.load(folder)
+        self.learned.load(folder, self.grid)
 
     def predict_file(
         self, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path

@@ -189,6 +189,17 @@ def layout(
     return Layout(file, found, rows.astype(np.int64), columns.astype(np.int64))
 
 
+def matching(where: str, file: Grid, grid: Grid) -> Layout:
+    """The points of a file's grid that are those of another. Raises `InputError` where it has not all of them."""
+    latitudes = np.abs(np.array(file.latitudes)[None] - np.array(grid.latitudes)[:, None])
+    apart = np.mod(np.array(file.longitudes)[None] - np.array(grid.longitudes)[:, None], 360)
+    distances = latitudes, np.minimum(apart, 360 - apart)
+    if any(distance.min(axis=1).max() > 1e-3 for distance in distances):
+        raise InputError(f"{where}: the grid is {file}, which has not all of {grid}; regrid the file")
+    rows, columns = (distance.argmin(axis=1).astype(np.int64) for distance in distances)
+    return Layout(file, grid, rows, columns)
+
+
 def _east_of(longitudes: npt.NDArray[Any], west: float) -> npt.NDArray[Any]:
     """Longitudes counted on from `west`: west <= value < west + 360."""
     moved = west + np.mod(longitudes - west, 360)

@@ -1,27 +1,32 @@
 """States of the atmosphere as a model is given them, and what it says in the units of the fields.
 
-Legend of shapes: `B` batch, `V` fields given, `O` fields wanted, `F` forcings, `T` times, `H` x `W` grid points.
+Legend of shapes: `B` batch, `S` states of history, `V` fields given, `O` fields wanted, `F` forcings, `R` steps of a
+rollout, `T` times, `H` x `W` grid points.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from zoo.card import ModelCard
 from zoo.errors import InputError
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forcings import FORCINGS, forcing_fields
+from zoo.meteorology.forecast_options import changing
 from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.samples import Window
 from zoo.meteorology.times import TimeAxis, date_label
 
 SOLAR = 5e6
 """J m-2 in an hour that forcings of sunlight are divided by: about the most there is."""
+_FAR = 10
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,21 @@ class Needs:
     """What a model needs beside the fields of one state, as the config of its card says.
 
     `history`: how many states, a step apart, the initial one last. `step_hours`: the only step that it makes. `time`:
-    whether it is told the time.
+    whether it is told the time; `climate`: what is usual at the time that is forecast; `units`: the mean and deviation
+    that fields are normalised by, for scalers of its own.
     """
 
     history: int = 1
     step_hours: float | None = None
     time: bool = False
+    climate: bool = False
+    units: bool = False
 
     @classmethod
     def of(cls, card: ModelCard) -> Needs:
         """Those of a card."""
-        return cls(**{name: card.config[name] for name in ("history", "step_hours", "time") if name in card.config})
+        named = [one.name for one in dataclasses.fields(cls)]
+        return cls(**{name: card.config[name] for name in named if name in card.config})
 
     def window(self, leads: tuple[int, ...], rollout: int, axis: TimeAxis) -> Window:
         """The times of a sample. Raises `InputError` for leads that are not the one step of the model."""
@@ -88,9 +97,34 @@ class Inputs:
         self.needs = Needs()
 
     def settle(self, card: ModelCard, predicts: Predicts | None) -> None:
-        """What the card's model is given, and what it says: that of the recipe, where it says anything."""
+        """What the card's model is given, and what it says: that of the recipe, where it says anything.
+
+        Raises `InputError` as `Learned.settle` does, and where a model with scalers of its own is to predict something
+        else than states.
+        """
         self.learned.settle(card, predicts)
         self.needs = Needs.of(card)
+        if self.needs.units and self.learned.predicts != "state":
+            raise InputError(
+                f"predicts: {self.learned.predicts}: {card.name} has scalers for states; say predicts: state"
+            )
+
+    def blank(self, rows: int, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """What the model is given for some samples on a grid, without values."""
+        needs, given = self.needs, len(self.variables) + len(self.forcings)
+        states = (needs.history,) if needs.history > 1 else ()
+        found = {"fields": torch.zeros(rows, *states, given, *grid), "hours": torch.zeros(rows)}
+        if needs.time:
+            found["time"] = torch.zeros(rows)
+        if needs.climate:
+            found["climate"] = torch.zeros(rows, self.rollout, len(self.variables), *grid)
+        if needs.units:
+            found |= {name: torch.ones(rows, len(self.variables)) for name in ("mean", "std")}
+        if self.learned.predicts == "difference":
+            found |= {name: torch.zeros(rows, len(self.targets), 1, 1) for name in ("scale", "shift")}
+        if self.forcings and self.rollout > 1:
+            found["forcings"] = torch.zeros(rows, self.rollout - 1, len(self.forcings), *grid)
+        return found
 
     def before(self, fields: Fields, start: int, lead: int) -> Any:
         """The state at `start` (V H W), or with a history, which is known to be there, the states (S V H W)."""
@@ -103,14 +137,19 @@ class Inputs:
         `state` (V H W) is that of the first time; of a model with a history (S V H W), that of the first time last.
         """
         origin = self.usual(axis, times[:1], self.variables)[0]
-        states, own = self.learned.states, self.learned.states.of(self.targets)
-        normal = states.of(self.variables).normalise(state - origin)
+        states, own = self.learned.states.of(self.variables), self.learned.states.of(self.targets)
+        normal = states.normalise(state - origin)
         found: dict[str, Any] = {
             "fields": normal if state.ndim == 4 else np.concatenate([normal, self._forced(fields, axis, times[0])]),
             "hours": np.float32(axis.hours[times[1]] - axis.hours[times[0]]),
         }
         if self.needs.time:
             found["time"] = hours_since_1970(axis.values[times[0]])
+        if self.needs.climate:
+            ahead = [*times[1:], *[times[1]] * self.rollout][: self.rollout]
+            found["climate"] = self._climate(axis, ahead)
+        if self.needs.units:
+            found["mean"], found["std"] = states.mean.astype(np.float32), states.std.astype(np.float32)
         if self.learned.predicts == "difference":
             change = self.learned.differences(lead)
             found["scale"] = (change.std / own.std).astype(np.float32)[:, None, None]
@@ -132,6 +171,24 @@ class Inputs:
         return (
             np.zeros((len(indices), 1, 1, 1)) if less is None else np.stack([less.at(axis, i, names) for i in indices])
         )
+
+    def _climate(self, axis: TimeAxis, indices: Sequence[int]) -> Any:
+        """What is usual at some times, normalised: (T V H W); 0 for fields that never change.
+
+        Raises `InputError` where it is far from everything in the data, as it is in another unit.
+        """
+        moving = changing(self.variables)
+        usual = np.stack([self.learned.climatology.at(axis, index, moving) for index in indices])
+        normal = self.learned.states.of(moving).normalise(usual)
+        away = np.abs(normal.mean(axis=(0, 2, 3)))
+        if far := [f"{name} ({n:.0f})" for name, n in zip(moving, away, strict=True) if not n < _FAR]:
+            raise InputError(
+                f"climatology: on average more than {_FAR} deviations of the data away from its mean: "
+                f"{', '.join(far[:5])}{' ...' if len(far) > 5 else ''}; is it in another unit?"
+            )
+        found = np.zeros((len(usual), len(self.variables), *usual.shape[2:]), dtype=np.float32)
+        found[:, [self.variables.index(name) for name in moving]] = normal
+        return found
 
     def _forced(self, fields: Fields, axis: TimeAxis, index: int) -> Any:
         """Forcings at a time, about 1: (F H W)."""

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from zoo.card import ModelCard, load_ref
 from zoo.errors import InputError
 from zoo.meteorology.archive import Archive
-from zoo.meteorology.climatology import Climatology, load_climatology, measure_climatology, save_climatology
+from zoo.meteorology.climatology import Climatology, Usual, load_climatology, measure_climatology, save_climatology
+from zoo.meteorology.climatology_files import ClimatologyFiles, is_pattern
+from zoo.meteorology.grids import Grid
 from zoo.meteorology.statistics import Statistics, measure
 
 Predicts = Literal["state", "difference", "anomaly"]
@@ -17,7 +19,7 @@ _FILE = "climatology.npz"
 
 
 class Learned:
-    """Statistics of `fields` and of the differences of `targets`, and a climatology by `grouping`.
+    """Statistics of `fields` and of the differences of `targets`, and a climatology by `grouping`, or from its files.
 
     Every point counts alike, as the released models were trained. With ``anomaly`` states are counted from climatology.
     Raises `InputError` at the first use for values that are missing in the data.
@@ -30,7 +32,7 @@ class Learned:
         self._known: Statistics | None = None
         self._states: Statistics | None = None
         self._differences: dict[int, Statistics] = {}
-        self._climatology: Climatology | None = None
+        self._climatology: Usual | None = None
 
     def settle(self, card: ModelCard, predicts: Predicts | None) -> None:
         """What the card's model predicts, and what it normalises by where it was trained with constants of its own.
@@ -47,8 +49,15 @@ class Learned:
         self._known = load_ref(own)(self.fields) if own else None
 
     def from_archive(self, archive: Archive) -> None:
-        """Measure on this archive from now on, and forget what was measured before."""
-        self.archive, self._states, self._differences, self._climatology = archive, None, {}, None
+        """Measure on this archive from now on, and forget what was measured before.
+
+        Raises `InputError` where the climatology is in files, and they are not there.
+        """
+        self.archive, self._states, self._differences = archive, None, {}
+        self._climatology = files = self._in_files(archive.series[0].grid)
+        if files is not None:
+            for fields in archive.series:
+                files.check(fields.axis)
 
     @property
     def _trained_on(self) -> Archive:
@@ -82,7 +91,7 @@ class Learned:
         return measure(archive.series, archive.training_times, names=self.targets, difference_steps=lead)
 
     @property
-    def climatology(self) -> Climatology:
+    def climatology(self) -> Usual:
         """Of the fields."""
         if self._climatology is None:
             archive = self._trained_on
@@ -91,8 +100,12 @@ class Learned:
             self._climatology = found
         return self._climatology
 
+    def _in_files(self, grid: Grid) -> ClimatologyFiles | None:
+        pattern = self.grouping if is_pattern(self.grouping) else None
+        return None if pattern is None else ClimatologyFiles(pattern, self.fields, grid)
+
     @property
-    def origin(self) -> Climatology | None:
+    def origin(self) -> Usual | None:
         """What states are counted from; None for zero."""
         return self.climatology if self.predicts == "anomaly" else None
 
@@ -107,7 +120,11 @@ class Learned:
         self._differences = {int(lead): Statistics.from_json(one) for lead, one in facts["differences"].items()}
 
     def save(self, folder: Path) -> None:
-        save_climatology(folder / _FILE, self.climatology)
+        """Keep the climatology, unless it is in files of its own."""
+        found = self.climatology
+        if isinstance(found, Climatology):
+            save_climatology(folder / _FILE, found)
 
-    def load(self, folder: Path) -> None:
-        self._climatology = load_climatology(folder / _FILE)
+    def load(self, folder: Path, grid: Grid) -> None:
+        """Take up what `save` kept; `grid` is that of the fields."""
+        self._climatology = self._in_files(grid) or load_climatology(folder / _FILE)

@@ -27,6 +27,7 @@ _PRESSURE = {"pa": _IS, "hpa": (100.0, 0.0), "kpa": (1000.0, 0.0)}
 _MIXING = {"1": _IS, "g kg-1": (1e-3, 0.0), "kg-1 mg": (1e-6, 0.0)}
 _PERCENT = {"%": _IS, "1": (100.0, 0.0)}
 _FRACTION = {"1": _IS, "%": (0.01, 0.0)}
+_FLUX = {"m-2 w": _IS}
 _DEPTH = {"m": _IS, "mm": (1e-3, 0.0), "cm": (1e-2, 0.0), "kg m-2": (1e-3, 0.0)}
 
 
@@ -56,7 +57,7 @@ VARIABLES = (
     Variable("temperature", "K", _TEMPERATURE, ("t", "ta", "air", "air_temperature"), ("air_temperature",), True),
     Variable("u_component_of_wind", "m s-1", _SPEED, ("u", "ua", "uwnd"), ("eastward_wind", "x_wind"), True),
     Variable("v_component_of_wind", "m s-1", _SPEED, ("v", "va", "vwnd"), ("northward_wind", "y_wind"), True),
-    Variable("specific_humidity", "kg kg-1", _MIXING, ("q", "hus", "shum"), ("specific_humidity",), True),
+    Variable("specific_humidity", "kg kg-1", _MIXING, ("q", "hus", "shum", "QV"), ("specific_humidity",), True),
     Variable("relative_humidity", "%", _PERCENT, ("r", "rh", "hur", "rhum"), ("relative_humidity",), True),
     Variable(
         "vertical_velocity", "Pa s-1", {"pa s-1": _IS}, ("w", "wap", "omega"),
@@ -69,15 +70,17 @@ VARIABLES = (
     ),
     Variable("2m_temperature", "K", _TEMPERATURE, ("2t", "t2m", "tas"), ("air_temperature",), height_m=2.0),
     Variable("2m_dewpoint_temperature", "K", _TEMPERATURE, ("2d", "d2m"), ("dew_point_temperature",), height_m=2.0),
-    Variable("10m_u_component_of_wind", "m s-1", _SPEED, ("10u", "u10", "uas"), ("eastward_wind",), height_m=10.0),
-    Variable("10m_v_component_of_wind", "m s-1", _SPEED, ("10v", "v10", "vas"), ("northward_wind",), height_m=10.0),
+    Variable("10m_u_component_of_wind", "m s-1", _SPEED, ("10u", "u10", "uas", "U10M"), ("eastward_wind",),
+             height_m=10.0),
+    Variable("10m_v_component_of_wind", "m s-1", _SPEED, ("10v", "v10", "vas", "V10M"), ("northward_wind",),
+             height_m=10.0),
     Variable(
-        "mean_sea_level_pressure", "Pa", _PRESSURE, ("msl", "psl", "mslp", "prmsl"),
+        "mean_sea_level_pressure", "Pa", _PRESSURE, ("msl", "psl", "mslp", "prmsl", "SLP"),
         ("air_pressure_at_mean_sea_level", "air_pressure_at_sea_level"),
     ),
     Variable("surface_pressure", "Pa", _PRESSURE, ("sp", "ps"), ("surface_air_pressure",)),
     Variable("sea_surface_temperature", "K", _TEMPERATURE, ("sst", "tos"), ("sea_surface_temperature",)),
-    Variable("skin_temperature", "K", _TEMPERATURE, ("skt",), ("surface_temperature",)),
+    Variable("skin_temperature", "K", _TEMPERATURE, ("skt", "TS"), ("surface_temperature",)),
     Variable(
         "total_precipitation", "m", _DEPTH, ("tp",),
         ("lwe_thickness_of_precipitation_amount", "precipitation_amount"),
@@ -86,7 +89,7 @@ VARIABLES = (
     Variable("total_precipitation_24hr", "m", _DEPTH, ("tp24h",)),
     Variable("total_cloud_cover", "1", _FRACTION, ("tcc", "clt"), ("cloud_area_fraction",)),
     Variable(
-        "total_column_water_vapour", "kg m-2", {"kg m-2": _IS, "mm": _IS}, ("tcwv", "tcw", "prw"),
+        "total_column_water_vapour", "kg m-2", {"kg m-2": _IS, "mm": _IS}, ("tcwv", "tcw", "prw", "TQV"),
         ("atmosphere_mass_content_of_water_vapor",),
     ),
     Variable(
@@ -96,11 +99,33 @@ VARIABLES = (
     Variable("land_sea_mask", "1", _FRACTION, ("lsm", "sftlf"), ("land_binary_mask", "land_area_fraction"),
              constant=True),
     Variable(
-        "orography", "m", _HEIGHT, ("orog", "oro", "z_sfc", "geopotential_at_surface"),
+        "orography", "m", _HEIGHT, ("orog", "oro", "z_sfc", "geopotential_at_surface", "PHIS"),
         ("surface_altitude", "surface_geopotential"), constant=True,
     ),
     Variable("soil_type", "1", {"1": _IS}, ("slt",), ("soil_type",), constant=True),
     Variable("lattitude", "degrees_north", {}, ("lat2d",), constant=True),  # spelled so in ClimaX's data and weights
+    # what MERRA-2 has besides (Bosilovich et al. 2016, GMAO Office Note 9); as ERA5 calls it, where that has the same
+    Variable("fraction_of_cloud_cover", "1", _FRACTION, ("CLOUD", "cc"), levels=True),
+    Variable("specific_cloud_ice_water_content", "kg kg-1", _MIXING, ("QI", "ciwc"), levels=True),
+    Variable("specific_cloud_liquid_water_content", "kg kg-1", _MIXING, ("QL", "clwc"), levels=True),
+    Variable("height", "m", {"m": _IS, "gpm": _IS}, ("H",), levels=True),
+    Variable("air_pressure", "Pa", _PRESSURE, ("PL",), levels=True),
+    Variable("latent_heat_flux", "W m-2", _FLUX, ("EFLUX",), ("surface_upward_latent_heat_flux",)),
+    Variable("sensible_heat_flux", "W m-2", _FLUX, ("HFLUX",), ("surface_upward_sensible_heat_flux",)),
+    Variable("surface_absorbed_longwave_flux", "W m-2", _FLUX, ("LWGAB",)),
+    Variable("surface_emitted_longwave_flux", "W m-2", _FLUX, ("LWGEM",)),
+    Variable("surface_net_shortwave_flux", "W m-2", _FLUX, ("SWGNT",), ("surface_net_downward_shortwave_flux",)),
+    Variable("toa_upwelling_longwave_flux", "W m-2", _FLUX, ("LWTUP",), ("toa_outgoing_longwave_flux",)),
+    Variable("toa_net_shortwave_flux", "W m-2", _FLUX, ("SWTNT",), ("toa_net_downward_shortwave_flux",)),
+    Variable("2m_specific_humidity", "kg kg-1", _MIXING, ("QV2M", "huss")),
+    Variable("total_column_cloud_ice_water", "kg m-2", {"kg m-2": _IS}, ("TQI", "tciw")),
+    Variable("total_column_cloud_liquid_water", "kg m-2", {"kg m-2": _IS}, ("TQL", "tclw")),
+    Variable("root_zone_soil_wetness", "1", _FRACTION, ("GWETROOT",)),
+    Variable("leaf_area_index", "1", {"1": _IS}, ("LAI", "lai")),
+    Variable("surface_roughness", "m", {"m": _IS}, ("Z0M",), ("surface_roughness_length",)),
+    Variable("fraction_of_ice", "1", _FRACTION, ("FRACI",), constant=True),  # of the month: the same all day
+    Variable("fraction_of_land", "1", _FRACTION, ("FRLAND",), constant=True),
+    Variable("fraction_of_ocean", "1", _FRACTION, ("FROCEAN",), constant=True),
 )  # fmt: skip
 
 _BY_NAME = {name: variable for variable in VARIABLES for name in (variable.name, *variable.aliases)}
@@ -119,7 +144,7 @@ _WORDS = {
     "meters/second": "m s-1", "hour": "h", "hr": "h",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴", "-01234")
-_FACTOR = re.compile(r"([a-z%°]+)\^?(-?\d+)?")
+_FACTOR = re.compile(r"([a-z%°]+)\^?([+-]?\d+)?")
 
 
 def unit_key(unit: str) -> str:
@@ -176,6 +201,11 @@ def conversion(where: str, variable: Variable, unit: str | None) -> Conversion:
 def field_name(variable: str, level: float | None = None) -> str:
     """``geopotential_500`` for a level in hPa, the variable alone without one."""
     return variable if level is None else f"{variable}_{level:g}"
+
+
+def layer_name(variable: str, layer: float) -> str:
+    """``temperature_layer_72``: a field in a numbered layer of a model; to `parse_field` it is a name as it stands."""
+    return f"{variable}_layer_{layer:g}"
 
 
 def parse_field(name: str) -> tuple[str, float | None]:
@@ -281,13 +311,21 @@ def coordinate(name: str, attributes: Mapping[str, object]) -> str | None:
     return _STANDARD.get(str(attributes.get("standard_name", "")))
 
 
+_LAYERS = ("layer", "layers", "level", "levels", "model_layer", "model_layers", "model_level_number")
+
+
+def is_layers(unit: str | None, attributes: Mapping[str, object]) -> bool:
+    """Whether a vertical coordinate counts the layers of a model, as that of MERRA-2 (``units: layer``)."""
+    return str(unit).strip().lower() in _LAYERS or str(attributes.get("standard_name")) in _LAYERS
+
+
 def levels_hpa(where: str, name: str, values: Sequence[float], unit: str | None) -> list[float]:
     """Pressure levels in hPa. Raises `InputError` for another unit, and for numbers that are no pressures."""
     key = ("pa" if name in _IN_PASCAL else "hpa") if unit is None else unit_key(unit)
     if key not in ("pa", "hpa"):
         raise InputError(
-            f'{where}: levels {name} have the unit "{unit}"; pressure levels in hPa or Pa are read, other vertical '
-            "coordinates are not"
+            f'{where}: levels {name} have the unit "{unit}"; pressure levels in hPa or Pa are read, and layers of a '
+            "model by number (unit: layer); other vertical coordinates are not"
         )
     found = [float(f"{float(value) * (0.01 if key == 'pa' else 1.0):.6g}") for value in values]
     wrong = [value for value in found if not 0 < value <= 1100]

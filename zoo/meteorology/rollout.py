@@ -1,6 +1,7 @@
 """A forecast step by step: what the model says of one state becomes the next state that it is given.
 
-Legend of shapes: `B` batch, `V` fields given (`F` forcings last), `O` fields wanted, `H` x `W` grid points.
+Legend of shapes: `B` batch, `S` states of history, `V` fields given (`F` forcings last), `O` fields wanted, `H` x `W`
+grid points.
 """
 
 from __future__ import annotations
@@ -17,15 +18,21 @@ def roll_out(
     """Normalised fields wanted (B O H W), float32, after each of `steps` steps.
 
     `inputs`: ``fields`` (B V H W) normalised, ``hours`` (B) of a step; of models with a history ``fields`` (B S V H W),
-    the present state last; of those that are told the time ``time`` (B), hours since 1970; of models that predict
-    normalised differences ``scale`` and ``shift`` (B O 1 1), which make changes of normalised states of them; of more
-    steps than one ``forcings`` (B steps-1 F H W) of the later states. Every field wanted is then among the `given`.
+    the present state last; of those that are told it ``time`` (B), hours since 1970, ``climate`` (B steps V H W), what
+    is usual after each step, normalised, and ``mean`` and ``std`` (B V), what fields are normalised by; of models that
+    predict normalised differences ``scale`` and ``shift`` (B O 1 1), which make changes of normalised states of them;
+    of more steps than one ``forcings`` (B steps-1 F H W) of the later states. Every field wanted is then among the
+    `given`.
     """
     state, hours = inputs["fields"], inputs["hours"]
     places = [given.index(name) for name in wanted] if set(wanted) <= set(given) else None
     kind = next(model.parameters()).dtype
     for step in range(steps):
-        told = {"time": inputs["time"] + step * hours} if "time" in inputs else {}
+        told = {name: inputs[name] for name in ("mean", "std") if name in inputs}
+        if "time" in inputs:
+            told["time"] = inputs["time"] + step * hours
+        if "climate" in inputs:
+            told["climate"] = inputs["climate"][:, step]
         said = model(state.to(kind), hours, **told).float()
         if "scale" in inputs:
             assert places is not None

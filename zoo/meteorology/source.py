@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -286,19 +286,24 @@ class _Plan:
         return times, {key: (o[1], o[2]) for key, o in orders.items()}
 
     def _parts(self, c: Contents, names: Sequence[str], place: Layout, problems: list[str]) -> tuple[Part, ...]:
-        grouped: dict[str, tuple[Stored, list[tuple[int, int]]]] = {}
-        for name in names:
-            found = c.find(name)
-            assert found is not None  # the file was chosen because it has it
-            grouped.setdefault(found[0].variable, (found[0], []))[1].append((found[1], self.wanted.index(name)))
-        parts = []
-        for stored, pairs in grouped.values():
-            try:
-                scale, offset = stored.conversion(c.path)
-            except InputError as error:
-                problems += [problem for problem in error.problems if problem not in problems]
-                continue
-            levels, places = zip(*sorted(pairs, key=lambda pair: pair[1]), strict=True)
-            times = len(c.times) if c.times is not None else 1
-            parts.append(Part(c.path, stored, levels, places, scale, offset, place, None, times))
-        return tuple(parts)
+        return parts_of(c, {name: self.wanted.index(name) for name in names}, place, problems)
+
+
+def parts_of(c: Contents, places: Mapping[str, int], layout: Layout, problems: list[str]) -> tuple[Part, ...]:
+    """What to read of a file that has some fields, each with its place among those wanted: a part for each variable."""
+    grouped: dict[str, tuple[Stored, list[tuple[int, int]]]] = {}
+    for name, place in places.items():
+        found = c.find(name)
+        assert found is not None  # the file was chosen because it has it
+        grouped.setdefault(found[0].variable, (found[0], []))[1].append((found[1], place))
+    parts = []
+    for stored, pairs in grouped.values():
+        try:
+            scale, offset = stored.conversion(c.path)
+        except InputError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
+        levels, where = zip(*sorted(pairs, key=lambda pair: pair[1]), strict=True)
+        times = len(c.times) if c.times is not None else 1
+        parts.append(Part(c.path, stored, levels, where, scale, offset, layout, None, times))
+    return tuple(parts)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import InputError, unknown
-from zoo.meteorology.climatology import Climatology
+from zoo.meteorology.climatology import Usual
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.saving import restore, save
 from zoo.meteorology.scores import latitude_weights
@@ -121,7 +121,7 @@ def measure(
     weighting: str = "plain",
     difference_steps: int = 0,
     names: Sequence[str] | None = None,
-    less: Climatology | None = None,
+    less: Usual | None = None,
 ) -> Statistics:
     """Statistics over the given indices of time of each series: those of the training part, and no others.
 
