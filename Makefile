@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable ".[biology,chemistry,grib,maps,meteorology,aurora,dev]"
+	$(INSTALL) --editable ".[biology,chemistry,grib,maps,meteorology,aurora,prithvi,dev]"
 	$(INSTALL) --no-deps "$(AURORA)"
 	touch $@
 

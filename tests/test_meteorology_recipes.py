@@ -26,7 +26,7 @@ DEVICES = {"rtx-3060-12gb": "gpu", "a100-80gb": "gpu", "16GiB": "device"}
 """Names and amounts, and the key of the budget that each is for; the last is of the CPU."""
 OWN = {"monthly_geopotential"}
 """Recipes whose data lie beside the project."""
-LARGE = {"aurora_lora", "stormer_fine_tuning"}
+LARGE = {"aurora_lora", "prithvi_lora", "stormer_fine_tuning"}
 """Recipes of models that are too large to be planned for a small device in a few seconds: for the largest only."""
 
 

@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from zoo.errors import InputError
 from zoo.meteorology.aurora import Places
+from zoo.meteorology.layers import fields_at
 
 
 @dataclasses.dataclass
@@ -130,7 +131,7 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
         batch = Normalised(
             {name: states[:, :, i] for name, i in places.surface.items()},
             {name: states[0, -1, i] for name, i in places.static.items()},
-            {name: _at(states, where) for name, where in places.on_levels.items()},
+            {name: fields_at(states, where) for name, where in places.on_levels.items()},
             Place(*coordinates, (), places.levels, hours=time),
         )
         said = super().forward(batch)
@@ -158,13 +159,6 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
 
 def _on_the_host(numbers: Sequence[float]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32, device="cpu")
-
-
-def _at(states: Tensor, places: Sequence[int]) -> Tensor:
-    """Some fields (B S L H W) of states (B S V H W), without a copy where they follow each other."""
-    if list(places) == list(range(places[0], places[0] + len(places))):
-        return states[:, :, places[0] : places[0] + len(places)]
-    return torch.stack([states[:, :, i] for i in places], dim=2)
 
 
 def _check_globe(latitudes: tuple[float, ...], longitudes: tuple[float, ...], patch_size: int) -> None:

@@ -42,24 +42,37 @@ class _IgnoredList(_Ignored):
         return []
 
 
-def read_training_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of ``state_dict`` in a checkpoint of PyTorch Lightning, whatever else the file holds.
+def only_checkpoint(folder: Path) -> Path:
+    """The one checkpoint in a folder, or the file itself. Raises `WeightsError` where there is none or a choice."""
+    if folder.is_file():
+        return folder
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise WeightsError(f"{folder}: needs exactly one checkpoint (.ckpt, .pt, .pth), has {names}; name the file")
+    return found[0]
 
-    The released files hold optimizer state, which is mapped and never read from the disk, and objects of classes that
-    need not be installed (configurations, schedules). The file is read with ``weights_only``, and a class that it
-    names is neither imported nor called: an object of such a class becomes an empty one and is dropped. Raises
-    `WeightsError` for a file that is missing, damaged, without a ``state_dict`` of tensors, or that asks for something
-    that no stand-in can be given.
+
+def read_training_checkpoint(
+    path: str | Path, part: str = "state_dict", *, bare: bool = False
+) -> dict[str, torch.Tensor]:
+    """Tensors of one `part` of a training checkpoint, PyTorch Lightning's by default, whatever else the file holds.
+
+    With `bare` a file of tensors alone, without such a part, will do. The released files hold optimizer state, which is
+    mapped and never read from the disk, and objects of classes that need not be installed (configurations, schedules).
+    The file is read with ``weights_only``, and a class that it names is neither imported nor called: an object of such
+    a class becomes an empty one and is dropped. Raises `WeightsError` for a file that is missing, damaged, without such
+    a part of tensors, or that asks for something that no stand-in can be given.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint")
     content = _read(path, _foreign(path))
-    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    state = content.get(part, content if bare else None) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(f"{path}: holds no state_dict; is it a checkpoint of a training run?")
+        raise WeightsError(f"{path}: holds no {part}; is it a checkpoint of a training run?")
     if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise WeightsError(f"{path}: values in state_dict that are not tensors: {', '.join(map(str, other[:5]))}")
+        raise WeightsError(f"{path}: values in {part} that are not tensors: {', '.join(map(str, other[:5]))}")
     return {str(name): value.detach() for name, value in state.items()}
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from zoo.domain import Head
-from zoo.errors import InputError, WeightsError
-from zoo.meteorology.checkpoints import read_training_checkpoint
+from zoo.errors import InputError
+from zoo.meteorology.checkpoints import only_checkpoint, read_training_checkpoint
 from zoo.meteorology.climax import ClimaX
 from zoo.meteorology.climax import from_authors as climax_from_authors
 from zoo.meteorology.stormer import Stormer
@@ -106,23 +106,12 @@ def _settled(card: ModelCard, head: Head) -> tuple[ForecastHead, dict[str, Any]]
     return ForecastHead("forecast", len(wanted), given, wanted, whole, asked.corner), facts
 
 
-def _checkpoint(folder: Path) -> Path:
-    """The one checkpoint in a folder, or the file itself. Raises `WeightsError` where there is none or a choice."""
-    if folder.is_file():
-        return folder
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".ckpt", ".pt", ".pth"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise WeightsError(f"{folder}: needs exactly one checkpoint (.ckpt, .pt, .pth), has {names}; name the file")
-    return found[0]
-
-
 def _climax(folder: Path, grid: Grid, patch_size: int) -> Mapping[str, Tensor]:
-    return climax_from_authors(read_training_checkpoint(_checkpoint(folder)), grid=grid, patch_size=patch_size)
+    return climax_from_authors(read_training_checkpoint(only_checkpoint(folder)), grid=grid, patch_size=patch_size)
 
 
 def _stormer(folder: Path, grid: Grid, patch_size: int) -> Mapping[str, Tensor]:
-    return stormer_from_authors(read_training_checkpoint(_checkpoint(folder)), grid=grid, patch_size=patch_size)
+    return stormer_from_authors(read_training_checkpoint(only_checkpoint(folder)), grid=grid, patch_size=patch_size)
 
 
 climax_5_625deg = functools.partial(_climax, grid=(32, 64), patch_size=2)

@@ -1,10 +1,11 @@
-"""Self-attention, feed-forward and stochastic depth as both weather transformers use them.
+"""Self-attention, feed-forward and stochastic depth as both weather transformers use them; fields by their places.
 
 Legend of shapes: `B` batch, `L` patches, `D` width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -68,3 +69,11 @@ def initialise_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+def fields_at(states: Tensor, places: Sequence[int]) -> Tensor:
+    """Some fields of states (... V H W), in the order of `places`; without a copy where they follow each other."""
+    first = places[0]
+    if list(places) == list(range(first, first + len(places))):
+        return states.narrow(-3, first, len(places))
+    return torch.stack([states.select(-3, place) for place in places], dim=-3)
