@@ -214,9 +214,7 @@ def test_a_climatology_in_another_unit_is_noticed(place: Path, tmp_path: Path) -
         data.assign(PS=data["PS"] / 100 - 20 * float(data["PS"].std())).to_netcdf(path, engine="netcdf4")
     job = job_of(place, climatology=f"{tmp_path}/climate_*_doy{{day:03}}_hour{{hour:02}}.nc")
     data = job.task.prepare(job, fetch)
-    with pytest.raises(
-        InputError, match=r"10 deviations of the data away from its mean: surface_pressure \(2\d\)"
-    ):
+    with pytest.raises(InputError, match=r"10 deviations of the data away from its mean: surface_pressure \(2\d\)"):
         job.task.collate(data.train[:1], [0], 0)
 
 
