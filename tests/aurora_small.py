@@ -1,20 +1,25 @@
-"""A tiny Aurora and states for it, in the library's own terms and in ours."""
+"""A tiny Aurora and states for it, in the library's own terms and in ours; files like ERA5's, and a checkpoint."""
 
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from small_models import changed
+import xarray as xr
+from small_models import CPU, Steps, changed, defaults, run_steps
 from torch import Tensor, nn
 
 from zoo.card import ModelCard
 from zoo.domain import Batch, find_model
-from zoo.meteorology.aurora import ON_LEVELS, STATIC, SURFACE, library
+from zoo.meteorology.aurora import ON_LEVELS, STATIC, SURFACE, library, statistics
 from zoo.meteorology.forecasting import Forecast
+from zoo.meteorology.names import parse_field, variable_named
 from zoo.step import Setup
+from zoo.step import build as build_setup
+from zoo.techniques import Technique
 from zoo.training.values import loader_of
 
 LEVELS = (100, 500, 850)
@@ -94,3 +99,64 @@ def direct(model: nn.Module) -> nn.Module:
     made: nn.Module = library().Aurora(use_lora=False, **SIZE)
     made.load_state_dict(model.state_dict())
     return made.eval()
+
+
+def made(*techniques: Technique, **config: Any) -> Any:
+    """The model as training has it, with random weights of which none is 0."""
+    card = tiny(**config)
+    chosen = defaults(**{technique.key: technique for technique in techniques})
+    return build_setup(card, task(card), chosen, CPU, load=loaded).model.eval()
+
+
+def three_steps(*techniques: Technique, rollout: int = 1, dropout: float = 0.1) -> Steps:
+    """What training on three batches of two states did."""
+    card = tiny(drop_rate=dropout, drop_path=dropout)
+    job = task(card, rollout=rollout)
+    steps = [[micro_batch(job, 2, seed)] for seed in range(3)]
+    return run_steps(card, job, defaults(**{t.key: t for t in techniques}), steps, load=loaded)
+
+
+def checkpoint_of(model: nn.Module, path: Path) -> Path:
+    """A file as Aurora's authors release them: other names, and the weights of all fields at the surface in one."""
+    state = {f"net.{name}": value.detach() for name, value in model.state_dict().items()}
+    names = (*SURFACE.values(), *STATIC.values())
+    parts = [state.pop(f"net.encoder.surf_token_embeds.weights.{name}") for name in names]
+    state["net.encoder.surf_token_embeds.weight"] = torch.cat(parts, dim=1)
+    torch.save(state, path)
+    return path
+
+
+def analyses(path: Path, times: int = 48, start: str = "2020-02-25", seed: int = 0) -> xr.Dataset:
+    """Six-hourly fields of `FIELDS` with both poles, in a Zarr store at `path`: waves that travel around the globe.
+
+    Each has about the mean and the deviation that Aurora's constants are for, and not quite.
+    """
+    rows, columns = GRID[0] + 1, GRID[1]
+    made = xr.Dataset(
+        coords={
+            "time": np.datetime64(start, "ns") + np.arange(times) * np.timedelta64(6, "h"),
+            "level": ("level", list(LEVELS), {"units": "hPa"}),
+            "latitude": ("latitude", 90 - np.arange(rows) * 180 / GRID[0], {"units": "degrees_north"}),
+            "longitude": ("longitude", np.arange(columns) * 360 / columns, {"units": "degrees_east"}),
+        }
+    )
+    draw, constants = np.random.default_rng(seed), statistics(FIELDS)
+    n = np.arange(times)[:, None, None]
+    north = np.cos(np.deg2rad(made.latitude.values))[None, :, None]
+    east = np.deg2rad(made.longitude.values)[None, None, :]
+    fields = {}
+    for i, name in enumerate(FIELDS):
+        still = name in STATIC
+        wave = north * np.sin((1 + i % 3) * east - (0 if still else 0.4) * n + i)
+        noise = 0.05 * draw.normal(size=(times, rows, columns))
+        values = constants.mean[i] + constants.std[i] * (0.3 + wave + (0 if still else noise))
+        fields[name] = values[:1] if still else values
+    for name in dict.fromkeys(parse_field(field)[0] for field in FIELDS):
+        levels = [fields[f"{name}_{level}"] for level in LEVELS if f"{name}_{level}" in fields]
+        dims = ("time", "level", "latitude", "longitude") if levels else ("time", "latitude", "longitude")
+        values = np.stack(levels, axis=1) if levels else fields[name]
+        if name in STATIC:
+            dims, values = dims[1:], values[0]
+        made[name] = (dims, values.astype(np.float32), {"units": variable_named(name).unit})
+    made.to_zarr(path, mode="w", zarr_format=2)
+    return made

@@ -23,6 +23,8 @@ from zoo.tasks.regression import SequenceRegression
 from zoo.tasks.sequence import SequenceTask
 from zoo.tasks.tokens import TokenClassification
 from zoo.techniques import Technique, registry
+from zoo.techniques.chunking import ROLE, Positions
+from zoo.techniques.loss import ChunkedLoss
 from zoo.training.meter import CpuMeter
 from zoo.training.values import loader_of
 from zoo.weights import fetch, initialise_and_load
@@ -98,6 +100,13 @@ def batches(task: SequenceTask, lengths: Sequence[int], *divisions: int, seed: i
         found.append(task.collate(rows[start : start + size], range(start, start + size), epoch=0))
         start += size
     return found
+
+
+def applies(option: type[Technique], card: ModelCard, kind: str) -> bool:
+    """Whether the option has something to do in the model with such a head: it is refused for having nothing."""
+    if option is ChunkedLoss:
+        return kind == "masked_language_modelling"
+    return option is not Positions or ROLE in card.roles  # without it: tests/test_techniques_chunking.py
 
 
 def defaults(**other: Technique) -> tuple[Technique, ...]:

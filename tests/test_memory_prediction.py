@@ -9,14 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small_models import CPU, SCRATCH, changed, defaults, measured, predicted, task_of
+from small_models import CPU, SCRATCH, applies, changed, defaults, measured, predicted, task_of
 
 from zoo.domain import find_model
 from zoo.step import PHASES, build, train_step
 from zoo.tasks.sequence import SequenceTask
 from zoo.techniques import registry
 from zoo.techniques.adapter import LoRA
-from zoo.techniques.loss import ChunkedLoss
 from zoo.techniques.offload import Weights
 from zoo.training.meter import CpuMeter, with_peak
 from zoo.training.values import loader_of
@@ -66,7 +65,7 @@ COMBINATIONS = [
     pytest.param(name, {k: o.name for k, o in chosen.items()}, id="-".join([name, *(o.name for o in chosen.values())]))
     for name, (kind, _) in MODELS.items()
     for chosen in CHOSEN
-    if ChunkedLoss not in chosen.values() or kind == "masked_language_modelling"  # for others, there is no such loss
+    if all(applies(option, find_model(name), kind) for option in chosen.values())
 ]
 
 

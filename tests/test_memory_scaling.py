@@ -47,7 +47,7 @@ def _trace(name: str, depth: int, rows: int, accumulation: int, techniques: str)
 @functools.cache
 def _family(name: str, techniques: str) -> Family:
     """As the planner makes it: depth 2 and 3, very many rows, two micro-batches."""
-    tapes = [Tape.of(_trace(name, depth, MANY, 2, techniques), many=True) for depth in (2, 3)]
+    tapes = [Tape.of(_trace(name, depth, MANY, 2, techniques), many=MANY) for depth in (2, 3)]
     return Family(tapes[0], tapes[1], 2)
 
 
@@ -104,7 +104,7 @@ def test_time_scales_as_a_full_trace_says(name: str, techniques: str) -> None:
 
 def test_an_estimate_of_one_trace_at_its_own_rows_is_that_trace() -> None:
     record = _trace("esm2_t6_8m", 3, 6, 2, "plain")
-    estimate = Family(Tape.of(record, many=False), None, 0).estimate(0, 6, 2, RATES)
+    estimate = Family(Tape.of(record), None, 0).estimate(0, 6, 2, RATES)
     assert estimate.peak_by_phase == {phase: record.peaks()[phase] for phase in PHASES}
     assert estimate.peak_by_category == record.at_peak()
 
@@ -137,7 +137,7 @@ def _tape_of(work: Any, rows: int = MANY) -> Tape:
         held = work(torch.empty(rows, 8, device="meta"))
         ledger.close()
     del held
-    return Tape.of(ledger.record, many=True)
+    return Tape.of(ledger.record, many=MANY)
 
 
 def test_what_does_not_grow_with_the_rows_is_a_constant() -> None:
@@ -152,8 +152,8 @@ def test_an_amount_that_is_not_affine_in_the_rows_is_irregular() -> None:
 
 
 def test_families_of_other_structure_are_irregular() -> None:
-    shallow = Tape.of(_trace("esm2_t6_8m", 2, MANY, 2, "plain"), many=True)
-    other = Tape.of(_trace("esm2_t6_8m", 3, MANY, 1, "plain"), many=True)
+    shallow = Tape.of(_trace("esm2_t6_8m", 2, MANY, 2, "plain"), many=MANY)
+    other = Tape.of(_trace("esm2_t6_8m", 3, MANY, 1, "plain"), many=MANY)
     with pytest.raises(Irregular, match="a deeper model has other phases"):
         Family(shallow, other, 2).estimate(6, 4, 1, RATES)
 
@@ -163,4 +163,4 @@ def test_costs_of_operations_scale_with_rows_as_their_bytes_do() -> None:
         sizes=[], devices=[], events=[], marks=[(0, OUTSIDE), (0, "forward")], labels={},
         costs=[Cost(7 * MANY, 5 * MANY + 11, False)], cost_marks=[0, 0],
     )  # fmt: skip
-    assert Tape.of(record, many=True).segments[1].costs.tolist() == [[0.0, 7.0, 11.0, 5.0, 0.0]]
+    assert Tape.of(record, many=MANY).segments[1].costs.tolist() == [[0.0, 7.0, 11.0, 5.0, 0.0]]

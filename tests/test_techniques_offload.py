@@ -104,7 +104,7 @@ def test_all_activations_of_blocks_leave_the_device() -> None:
     assert gone == LAYERS * of_a_block
     taken = sum(s for s, d, e in zip(with_.sizes, with_.devices, with_.events, strict=False) if d == "pinned" and e)
     assert taken >= gone
-    unrounded = Tape.of(with_, many=False).replay(0, Rates(1, 1, 1, 1))
+    unrounded = Tape.of(with_).replay(0, Rates(1, 1, 1, 1))
     assert max(p.host[1].sum() for p in unrounded if p.host is not None) == gone
     assert on_host(with_)["activations"] >= gone
 
@@ -206,7 +206,7 @@ def test_transfers_take_the_time_of_the_link_and_steps_on_the_host_that_of_its_m
     rates = Rates(fp32=1e12, half=2e12, bandwidth=1e12, launch=0, link=1e9, host=1e10)
     costs = [Cost(0, 10**6, False), Cost(0, 10**6, True), Cost(0, 10**6, False, LINK), Cost(10**9, 10**6, True, HOST)]
     record = Record(marks=[(0, "forward")], costs=costs, cost_marks=[0])
-    (played,) = Tape.of(record, many=False).replay(1, rates)
+    (played,) = Tape.of(record).replay(1, rates)
     assert played.seconds == pytest.approx(1e-6 + 1e-6 + 1e-3 + 1e-4)
 
 
@@ -219,7 +219,7 @@ def test_a_step_is_slower_by_its_transfers() -> None:
         task = task_of("sequence_regression", card)
         options: dict[str, Any] = {"world": "accelerator", "count_costs": True, "steps": 1}
         record = predicted(card, task, defaults(**techniques), ROWS, LENGTH, **options)
-        return sum(segment.seconds for segment in Tape.of(record, many=False).replay(0, rates))
+        return sum(segment.seconds for segment in Tape.of(record).replay(0, rates))
 
     plain, with_ = seconds(checkpointing=BlockCheckpointing()), seconds(checkpointing=BlockCheckpointing(offload=True))
     assert with_ - plain == pytest.approx(2 * LAYERS * STREAM / rates.link, rel=0.01)

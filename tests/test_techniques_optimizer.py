@@ -452,12 +452,12 @@ def test_three_micro_batches_show_what_five_of_a_step_in_the_backward_pass_take(
         n: predicted(card, task, techniques, 4, 64, accumulation=n, steps=1, count_costs=True) for n in (2, 3, 5)
     }
     rates = Rates(fp32=1e12, half=2e12, bandwidth=1e11, launch=1e-6)
-    told = {n: Family(Tape.of(records[n], many=False), None, 0).estimate(0, 4, 5, rates) for n in (2, 3)}
+    told = {n: Family(Tape.of(records[n]), None, 0).estimate(0, 4, 5, rates) for n in (2, 3)}
     whole = records[5].peaks()
     for phase in PHASES:
         assert told[AdamWInBackward.passes].peak_by_phase[phase] == pytest.approx(whole[phase], rel=0.001)
     assert told[2].peak_by_phase["backward"] < 0.99 * whole["backward"], "two would not do"
-    seconds = Family(Tape.of(records[5], many=False), None, 0).estimate(0, 4, 5, rates).seconds
+    seconds = Family(Tape.of(records[5]), None, 0).estimate(0, 4, 5, rates).seconds
     assert told[3].seconds == pytest.approx(seconds, rel=0.001)
 
 

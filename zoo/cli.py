@@ -162,6 +162,7 @@ def plan(
     from zoo.weights.hf import only_plans
 
     job = _job(recipe, overrides, budget, gpu)
+    _note_if_data_is_lacking(job)
     only_plans()
     if sweep:
         _sweep(job, as_json, every=budget is None and gpu is None)
@@ -180,6 +181,13 @@ def plan(
         console.show_plan(job, decision, show_all=show_all)
     if not decision.fits:
         raise typer.Exit(1)
+
+
+def _note_if_data_is_lacking(job: Job) -> None:
+    from zoo.resolve import lacks_data
+
+    if lacks_data(job.recipe):
+        print(f"note: {job.recipe.data.path} does not exist; training will need it", file=sys.stderr)
 
 
 def _sweep(job: Job, as_json: bool, *, every: bool) -> None:
@@ -299,6 +307,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
         _print_json({"valid": True, "problems": []})
     else:
         print(f"{recipe}: valid ({job.card.name}, {job.recipe.task_name})")
+        _note_if_data_is_lacking(job)
 
 
 @app.command()

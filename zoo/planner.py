@@ -18,7 +18,7 @@ from zoo.memory.devices import detect, find
 from zoo.memory.workers import Workers
 from zoo.plans import Decision, Limits, Plan, Rejected, Workload
 from zoo.recipe import Budget
-from zoo.resolve import Job
+from zoo.resolve import Job, lacks_data
 from zoo.search import Search
 from zoo.techniques import Technique
 from zoo.tracer import Tracer
@@ -59,10 +59,11 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
     """What the data demands. Without the data at hand (`local` false), the longest input that is allowed."""
     train = job.recipe.train
     if not local:
+        lacking = f"{job.recipe.data.path} does not exist" if lacks_data(job.recipe) else "the data is not fetched yet"
         if (assume := getattr(job.task, "assume", None)) is not None:
-            return Workload(assume(job), train.global_batch_size, "the data is not fetched yet"), None
+            return Workload(assume(job), train.global_batch_size, lacking), None
         tokens = min(job.recipe.data.max_length or job.card.max_length, job.card.max_length)
-        origin = f"the data is not fetched yet: planned for inputs of {tokens} tokens, the longest allowed"
+        origin = f"{lacking}: planned for inputs of {tokens} tokens, the longest allowed"
         return Workload(tokens, train.global_batch_size, origin), None
     data = job.task.prepare(job, fetch)
     lengths = sorted((job.task.length(example) for example in data.train), reverse=True)

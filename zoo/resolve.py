@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import inspect
 import itertools
 import re
@@ -72,6 +73,15 @@ def load_job(
                 problems += [problem for problem in more.problems if problem not in problems]
         raise InputError(sorted(problems, key=_line)) from None
     return resolve(file)
+
+
+def lacks_data(recipe: Recipe) -> bool:
+    """Whether the recipe's data is a file, a folder or a pattern of files, and there is none.
+
+    A table has to be there; fields on grids of a domain's own formats are planned for before they are.
+    """
+    path = recipe.data.path
+    return path is not None and "://" not in path and not glob.glob(path) and not Path(path).exists()
 
 
 def _line(problem: str) -> int:

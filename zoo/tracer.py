@@ -17,7 +17,7 @@ from zoo.memory.depth import SHALLOW as DEEP
 from zoo.memory.depth import deepen
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.memory.predict import Footprint
-from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
+from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
@@ -70,6 +70,7 @@ class Tracer:
         self.searching: World = "meta" if on_cpu else "accelerator"
         self.confirming: World = "fake" if on_cpu else "accelerator"
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
+        self._many = MANY
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
     def warm_up(self) -> None:
@@ -132,7 +133,7 @@ class Tracer:
                 record, steps = self._steps(Steps(plan, None, 2)), 2
         size, count = plan.micro_batch_size, plan.accumulation_steps
         if self.kind is None:
-            exact = Family(Tape.of(record, many=False), None, 0).estimate(0, size, max(count, steps), self.rates)
+            exact = Family(Tape.of(record), None, 0).estimate(0, size, max(count, steps), self.rates)
             estimate = replace(exact, seconds=plan.estimate.seconds)
             footprint = Footprint.of(self.device, estimate.peak)
         else:
@@ -169,15 +170,24 @@ class Tracer:
         return estimate.peak if self.kind is None else sum(estimate.host_by_category.values())
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
+        if self._many == MANY:
+            try:
+                return self._family_of(techniques, MANY)
+            except RuntimeError as error:
+                if "overflow" not in str(error):
+                    raise
+                self._many = FEWER  # a tensor of so many rows is beyond 2^63 bytes
         try:
-            tapes = [
-                Tape.of(self._trace(techniques, card, MANY, 2, self.searching, costs=True), many=True)
-                for card in self._shallow(techniques)[0]
-            ]
+            return self._family_of(techniques, FEWER)
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
             raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
+
+    def _family_of(self, techniques: tuple[Technique, ...], many: int) -> Family:
+        cards = self._shallow(techniques)[0]
+        records = [self._trace(techniques, card, many, 2, self.searching, costs=True) for card in cards]
+        tapes = [Tape.of(record, many=many) for record in records]
         return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
     def _shallow(self, techniques: tuple[Technique, ...], least: int = SHALLOW[0]) -> tuple[list[ModelCard], int]:
@@ -206,10 +216,7 @@ class Tracer:
         cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
         shown = _shown(techniques, count)
         tapes = [
-            Tape.of(
-                self._trace(techniques, card, size, shown, world, costs=world == self.searching, steps=steps),
-                many=False,
-            )
+            Tape.of(self._trace(techniques, card, size, shown, world, costs=world == self.searching, steps=steps))
             for card in cards
         ]
         family = Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])

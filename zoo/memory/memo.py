@@ -16,23 +16,43 @@ from zoo.memory.roofline import Cost, cost_of
 
 Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
-Made = dict[Any, tuple[Any, Cost]]
 
-_remembered: dict[int, tuple[Any, Made | None]] = {}
-"""By the identity of an operation, which is kept here: what it made of which arguments; None for one that changes or
-returns what it is given."""
+class Operation:
+    """What is known of an operation: its name, whether it returns a view, whether it changes what it is given, and what
+    it made of which arguments (None for one that changes or returns what it is given)."""
 
+    __slots__ = ("func", "made", "mutable", "name", "view")
 
-def run(func: Any, args: Any, kwargs: Any) -> tuple[Any, Cost]:
-    """The result of a dispatched operation on meta tensors, and its cost."""
-    if id(func) not in _remembered:
+    def __init__(self, func: Any) -> None:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
-        _remembered[id(func)] = func, None if aliases or schema.is_mutable else {}
-    made = _remembered[id(func)][1]
+        self.func = func  # kept, so that its identity stays its own
+        self.name: str = schema.name
+        self.mutable: bool = schema.is_mutable
+        self.view: bool = func.is_view
+        self.made: dict[Any, tuple[Any, Cost]] | None = None if aliases or self.mutable else {}
+
+
+_operations: dict[int, Operation] = {}
+
+
+def operation(func: Any) -> Operation:
+    """What is known of a dispatched operation."""
+    found = _operations.get(id(func))
+    if found is None:
+        found = _operations[id(func)] = Operation(func)
+    return found
+
+
+def run(known: Operation, args: Any, kwargs: Any) -> tuple[Any, Cost]:
+    """The result of an operation on meta tensors, and its cost."""
+    func = known.func
+    if known.view:
+        return func(*args, **kwargs), _FREE
+    made = known.made
     key = _key(args, kwargs) if made is not None else None
-    if made is not None and key is not None and (known := made.get(key)) is not None:
-        return _fresh(known[0]), known[1]
+    if made is not None and key is not None and (before := made.get(key)) is not None:
+        return _fresh(before[0]), before[1]
     out = func(*args, **kwargs)
     cost = cost_of(func, args, kwargs, out)
     if made is None or key is None or _shares_storage(out, (args, kwargs)):
@@ -40,6 +60,9 @@ def run(func: Any, args: Any, kwargs: Any) -> tuple[Any, Cost]:
     if (spec := _spec(out)) is not None:
         made[key] = (spec, cost)
     return out, cost
+
+
+_FREE = Cost(0, 0, False)
 
 
 def _shares_storage(out: Any, given: Any) -> bool:

@@ -33,6 +33,13 @@ MANY = 4_000_000_007
 """Rows of a traced micro-batch: a prime, so that nothing else in a model is a multiple of it. Not larger, for the
 bytes of an activation must stay below 2^63."""
 
+FEWER = 500_000_003
+"""The same for models in which a row takes gigabytes in one activation."""
+
+LEAST = 256
+"""Bytes or operations of a row below which an amount with a large remainder is taken for a constant: where so little
+comes with a row, nothing large comes beside it."""
+
 _CONSTANT = ("parameters", "buffers", "gradients", "optimizer")
 """Categories and phases that know nothing of the micro-batch."""
 
@@ -64,17 +71,18 @@ class Tape:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, record: Record, *, many: bool) -> Tape:
-        """From a trace of a micro-batch with `MANY` rows, or of the very rows that it will be asked for."""
+    def of(cls, record: Record, *, many: int = 0) -> Tape:
+        """From a trace of a micro-batch with `many` rows, `MANY` or `FEWER`; 0 says that it has the very rows that the
+        tape will be asked for."""
         names = tuple(sorted(set(record.labels.values())))
         codes = np.array([names.index(record.labels[i]) for i in range(len(record.sizes))], dtype=np.int64)
         indices = np.array(record.events, dtype=np.int64)
         storages = np.abs(indices) - 1
         sizes = np.array(
             [
-                (0, size / MANY)
-                if many and size > MANY and record.labels[index] == _ROUNDED
-                else _affine(size, many=many and record.labels[index] not in _CONSTANT)
+                (0, size / many)
+                if many and size > many and record.labels[index] == _ROUNDED
+                else _affine(size, 0 if record.labels[index] in _CONSTANT else many)
                 for index, size in enumerate(record.sizes)
             ],
             dtype=float,
@@ -86,7 +94,8 @@ class Tape:
         cost_ends = [*record.cost_marks[1:], len(record.costs)]
         segments = []
         for (start, phase), end, first, last in zip(record.marks, ends, record.cost_marks, cost_ends, strict=True):
-            table = [_cost(c, many=many and phase not in _CONSTANT) for c in record.costs[first:last]]
+            rows = 0 if phase in _CONSTANT else many
+            table = [_cost(c, rows) for c in record.costs[first:last]]
             costs = np.array(table, dtype=float).reshape(-1, 5)
             elsewhere = None if there is None else there[start:end]
             segments.append(Segment(phase, deltas[start:end], codes[storages[start:end]], costs, elsewhere))
@@ -141,16 +150,26 @@ class Played:
         )
 
 
-def _cost(cost: Cost, *, many: bool) -> tuple[float, ...]:
-    return (*_affine(cost.flops, many=many), *_affine(cost.bytes, many=many), float(cost.kind))
+def _cost(cost: Cost, many: int) -> tuple[float, ...]:
+    flops, bytes_ = (
+        (amount, 0) if many and _constant(amount, many) else _affine(amount, many)
+        for amount in (cost.flops, cost.bytes)
+    )
+    return (*flops, *bytes_, float(cost.kind))
 
 
-def _affine(amount: int, *, many: bool) -> tuple[int, int]:
-    """`a` and `b` of an amount that was counted with `MANY` rows. One that was not is a constant."""
+def _constant(amount: int, many: int) -> bool:
+    """Whether an amount of `many` rows has nothing to do with them, though it is not much less."""
+    b, a = divmod(amount, many)
+    return b < LEAST and a > many // 1000
+
+
+def _affine(amount: int, many: int) -> tuple[int, int]:
+    """`a` and `b` of an amount that was counted with `many` rows. One that was not, with 0, is a constant."""
     if not many:
         return amount, 0
-    b, a = divmod(amount, MANY)
-    if a > MANY // 2:
+    b, a = divmod(amount, many)
+    if a > many // 2 or (b and many < MANY and _constant(amount, many)):
         raise Irregular("an amount is not an affine function of the rows of the micro-batch")
     return a, b
 

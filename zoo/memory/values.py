@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from zoo.memory.leaves import tensors_in
 
 _CPU = torch.device("cpu")
-LARGEST = 2**16
-"""Elements of the largest tensor that is followed."""
+LARGEST = 2**15
+"""Elements of the largest tensor that is followed: torch computes so few without waking other threads."""
 
 
 class Values:

@@ -1,11 +1,12 @@
 """Aurora under the signature of a forecaster. Imported only once `zoo.meteorology.aurora.library` has succeeded.
 
-The library's code is used as it is, with four things changed from outside, none of which changes a number:
+The library's code is used as it is, with a few things changed from outside, none of which changes a number:
 
 - fields come and go in its own normalised units, since `Statistics` have made them so before;
 - it checks coordinates, levels and times by asking tensors for their values at every step, which waits for the device,
   and which tensors without storage cannot answer: what it would find is checked here once;
 - encodings of position are worked out once and not at every step;
+- encoder, backbone, decoder and heads may each have a number format of their own;
 - masks of windows are not kept in a cache of the process, in which a mask without storage would outlive a prediction.
 
 Legend of shapes: `B` batch, `S` states of history, `V` fields given, `O` fields wanted, `H` x `W` grid points.
@@ -26,11 +27,13 @@ import aurora.model.encoder
 import aurora.model.swin3d
 import torch
 from aurora import Aurora, Batch, Metadata
+from aurora.model.decoder import LinearPatchReconstruction, Perceiver3DDecoder
 from aurora.model.encoder import Perceiver3DEncoder
 from aurora.model.fourier import absolute_time_expansion, lead_time_expansion, levels_expansion
 from aurora.model.patchembed import LevelPatchEmbed
-from aurora.model.perceiver import PerceiverAttention
+from aurora.model.perceiver import PerceiverAttention, PerceiverResampler
 from aurora.model.posencoding import pos_scale_enc
+from aurora.model.swin3d import Swin3DTransformerBackbone
 from aurora.model.util import init_weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -80,6 +83,63 @@ class _Encoder(Perceiver3DEncoder):  # type: ignore[misc]
         finally:
             del _running.hours
 
+    def aggregate_levels(self, x: Tensor) -> Tensor:
+        latents = self.atmos_latents.to(dtype=x.dtype)[None, None].expand(len(x), x.shape[2], -1, -1)
+        return self.level_agg(latents, x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class _Backbone(Swin3DTransformerBackbone):  # type: ignore[misc]
+    """Takes tokens in its own number format, whatever the encoder's."""
+
+    def forward(self, x: Tensor, **more: Any) -> Tensor:
+        return super().forward(x.to(_format(self)), **more)  # type: ignore[no-any-return]
+
+
+class _Decoder(Perceiver3DDecoder):  # type: ignore[misc]
+    """Takes tokens in its own number format, whatever the backbone's."""
+
+    def forward(self, x: Tensor, *args: Any, **more: Any) -> Batch:
+        return super().forward(x.to(_format(self)), *args, **more)
+
+    def deaggregate_levels(self, level_embed: Tensor, x: Tensor, level_decoder: nn.Module) -> Tensor:
+        return level_decoder(level_embed, x)  # type: ignore[no-any-return]
+
+
+class _Levels(PerceiverResampler):  # type: ignore[misc]
+    """Treats every patch by itself: keeps patches (dimension 1) apart from samples, for a technique to divide them."""
+
+    def forward(self, latents: Tensor, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(latents.flatten(0, 1), x.flatten(0, 1))
+        return made.reshape(latents.shape)
+
+
+class _Head(LinearPatchReconstruction):  # type: ignore[misc]
+    """Takes tokens in its own number format, whatever the decoder's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))  # type: ignore[no-any-return]
+
+
+class _Product(nn.Linear):
+    """One product of matrices for all patches; what is the same at each of them, as latents are, is multiplied once.
+
+    With frozen weights, PyTorch would make a product for each patch where they do not lie one behind the other in
+    memory, and in bf16 on a CPU as many copies of the weights: 136 GB for the decoder of Aurora at 0.25 degrees.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.stride(0) == 0:
+            return super().forward(x[:1]).expand(len(x), -1, -1)
+        return super().forward(x.contiguous())
+
+
+def _format(module: nn.Module) -> torch.dtype:
+    """What a module computes in; quantized weights are integers."""
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+_OURS = {PerceiverResampler: _Levels, LinearPatchReconstruction: _Head}
+
 
 class AuroraForecaster(Aurora):  # type: ignore[misc]
     """Aurora for the fields that `places` tells, on a grid of `latitudes` and `longitudes` in degrees.
@@ -114,10 +174,13 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
         _check_globe(north_first, tuple(longitudes), patch_size)
         # plain tuples: tensors would be made without storage, and go from device to device
         self.latitudes, self.longitudes = north_first, tuple(longitudes)
-        self.encoder.__class__ = _Encoder
+        self.encoder.__class__, self.backbone.__class__, self.decoder.__class__ = _Encoder, _Backbone, _Decoder
         for module in self.modules():
-            if isinstance(module, PerceiverAttention):
-                module.use_fp16_safe_attention = plain_aggregation  # the library's plain attention
+            if isinstance(module, PerceiverAttention) and plain_aggregation:
+                module.use_fp16_safe_attention = True  # the library's plain attention
+                module.to_q.__class__ = module.to_kv.__class__ = _Product
+            elif type(module) in _OURS:
+                module.__class__ = _OURS[type(module)]
 
     def forward(self, fields: Tensor, hours: Tensor, time: Tensor) -> Tensor:
         """Normalised states (B S V H W) at `time` (B), hours since 1970, and before -> fields wanted (B O H W), 6 h on.

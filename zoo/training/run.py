@@ -20,7 +20,7 @@ from zoo.memory.predict import Footprint, context_of
 from zoo.memory.scaling import Estimate
 from zoo.planner import decide, limits_of, survey, what_is_free
 from zoo.plans import Decision, Limits, Plan, Workload
-from zoo.resolve import Job
+from zoo.resolve import Job, lacks_data
 from zoo.step import Setup, build, describe, reproducible
 from zoo.training import inference, state
 from zoo.training.baselines import floors
@@ -64,7 +64,7 @@ def workload_of(job: Job) -> Workload:
 def _surveyed(job: Job, *, local_only: bool) -> tuple[Workload, Data | None]:
     sources = [job.dataset.source] if job.dataset else []
     sources += [job.card.source] if job.card.source and job.card.tokenizer_files else []
-    local = not local_only or all(is_local(source) for source in sources)
+    local = not local_only or (not lacks_data(job.recipe) and all(is_local(source) for source in sources))
     return survey(job, fetcher(progress=False), local=local)
 
 

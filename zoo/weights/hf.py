@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,8 +85,10 @@ def _without_compiler_and_ranks() -> None:
     if "torch._dynamo" not in sys.modules:
         for name in ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"):
             sys.modules[name] = _Undecorating(name)
-        # what torch.utils.checkpoint reads of it, to hand it on to a trace of the compiler
-        sys.modules["torch._dynamo"].config = SimpleNamespace(error_on_nested_fx_trace=True)  # type: ignore[attr-defined]
+        # its options are its own: tensors without storage and torch.utils.checkpoint read them
+        sys.modules["torch._dynamo"].__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
+        import torch._dynamo.config
+
         setattr(torch.compiler, "disable", _undecorated)  # noqa: B010  (its type is another function's)
 
 
