@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from small_models import defaults, predicted, small, task_of
 
 from zoo.memory.ledger import OUTSIDE, Ledger, Record
 from zoo.memory.roofline import Cost, Rates
-from zoo.memory.scaling import MANY, Estimate, Family, Irregular, Tape
+from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.step import PHASES
 from zoo.techniques import Technique
 from zoo.techniques.adapter import HeadOnly, LoRA
@@ -149,6 +150,25 @@ def test_an_amount_that_is_not_affine_in_the_rows_is_irregular() -> None:
     """A pair of rows shares a bucket: half as many buckets as rows, rounded down."""
     with pytest.raises(Irregular, match="not an affine function of the rows"):
         _tape_of(lambda x: torch.empty(x.shape[0] // 2, 3, device="meta"))
+
+
+@pytest.mark.parametrize("bytes_of_a_row", [4, 8_000_000_000])
+def test_fewer_rows_tell_a_row_from_a_constant(bytes_of_a_row: int) -> None:
+    """A row may take gigabytes, and weights beside it hundreds of megabytes."""
+    record = Record(
+        sizes=[bytes_of_a_row * FEWER + (100_000_000 if bytes_of_a_row > 100 else 0), 100_000_000],
+        labels={0: "activations", 1: "parameters"},
+        events=[1, 2, -1],
+        marks=[(0, "forward")],
+        costs=[Cost(100_000_000, 5 * FEWER, half=False)],
+        cost_marks=[0],
+    )
+    tape = Tape.of(record, many=FEWER)
+    rest, of_rows = (100_000_000, bytes_of_a_row) if bytes_of_a_row > 100 else (0, 4)
+    assert tape.segments[0].events.tolist() == [[rest, of_rows], [100_000_000, 0], [-rest, -of_rows]]
+    assert tape.segments[0].costs.tolist()[0][:4] == [100_000_000, 0, 0, 5]
+    with pytest.raises(Irregular, match="not an affine function of the rows"):  # the square of the rows
+        Tape.of(replace(record, sizes=[FEWER * FEWER, 1]), many=FEWER)
 
 
 def test_families_of_other_structure_are_irregular() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from forecasts import fields
 from gridded import z_files
+from typer.testing import CliRunner
 
+from zoo.cli import app
 from zoo.domain import datasets, find_model
+from zoo.errors import InputError
 from zoo.meteorology import DOMAIN
 from zoo.meteorology.forecasting import Forecast
 from zoo.planner import decide, limits_of
@@ -104,6 +108,20 @@ def test_a_large_model_is_planned_without_data(name: str) -> None:
     decision = decide(job, Workload(1, 1, "nothing is at hand"), limits_of(job.recipe.budget))
     assert decision.fits
     assert decision.chosen.peak_bytes > 8 * GIB
+
+
+def test_fields_are_planned_for_before_they_are_there() -> None:
+    recipe = str(RECIPES["era5_fine_tuning"])
+    command = ["plan", recipe, "--set", "data.path=of_next_year/*.nc", "--set", "techniques.checkpointing=block"]
+    said = CliRunner().invoke(app, [*command, "--gpu", "t4", "--json"])
+    assert said.exit_code == 0, said.output
+    assert said.stderr == "note: of_next_year/*.nc does not exist; training will need it\n"
+    assert "of_next_year/*.nc does not exist" in json.loads(said.stdout)["reasons"][0]
+    checked = CliRunner().invoke(app, ["check", *command[1:]])
+    assert (checked.exit_code, checked.stderr) == (0, said.stderr)
+    trained = CliRunner().invoke(app, ["train", *command[1:], "--output", "nowhere"])
+    assert isinstance(trained.exception, InputError)
+    assert "of_next_year/*.nc" in str(trained.exception)
 
 
 def test_what_is_made_here_is_planned_before_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

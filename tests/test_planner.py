@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import subprocess
@@ -25,12 +26,14 @@ from zoo.cli import app
 from zoo.domain import Batch
 from zoo.errors import DoesNotFit, InputError
 from zoo.memory import workers
+from zoo.memory.predict import Footprint
+from zoo.memory.scaling import Estimate
 from zoo.planner import decide, limits_of
-from zoo.plans import Decision, Plan, Workload
+from zoo.plans import Decision, Limits, Plan, Workload
 from zoo.recipe import Budget
 from zoo.resolve import Job
 from zoo.resources import shared
-from zoo.search import departure, rungs
+from zoo.search import Search, departure, rungs
 from zoo.step import PHASES
 from zoo.tasks.regression import SequenceRegression
 from zoo.tasks.sequence import logits
@@ -404,6 +407,49 @@ def test_rungs_are_in_order_of_what_they_change(ladder: Job) -> None:
     for rung in found:
         changes = {tuple(t for t in c if t.exactness == "changes-model") for c in rung}
         assert len(changes) == 1
+
+
+class _Told:
+    """A tracer and its workers that know what every combination takes, and remember which were asked about."""
+
+    FACTS = {"fp32": (2, 2), "block": (2, 0.5), "selective": (1.5, 1.5)}  # noqa: RUF012  (seconds and bytes, in those of others)
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.asked = limits, set[Any]()
+
+    def map(self, questions: Any) -> list[Any]:
+        self.asked |= set(questions)
+        return [[self._plan(combination)] for combination in questions]
+
+    def _plan(self, combination: Any) -> Plan:
+        facts = [self.FACTS.get(t.name, (1, 1)) for t in combination]
+        seconds, size = math.prod(f[0] for f in facts), round(MIB * math.prod(f[1] for f in facts))
+        estimate = Estimate({"forward": size}, {}, seconds)
+        return Plan(combination, 4, 1, estimate, Footprint.of(self.limits.device, size), size, 20)
+
+    def to_confirm(self, plan: Plan) -> list[Any]:
+        return []
+
+    def confirmed(self, plan: Plan, records: Any) -> Plan:
+        return replace(plan, confirmed=True)
+
+
+def test_an_option_that_is_slower_and_takes_more_is_left_out_of_the_rest(ladder: Job) -> None:
+    budget = limits_of(Budget(device=8 * GIB))
+    told: Any = _Told(budget)
+    found = Search(ladder, told, budget, told)
+    chosen = found.run(exhaustive=False)
+    assert chosen is not None
+    assert {chosen.techniques} < told.asked < set(found.rungs[0])
+    assert {(a.name, b.name) for a, b in found.outdone.items()} == {("fp32", "bf16"), ("selective", "none")}
+    pairs = {(_option(plan, "precision"), _option(plan, "checkpointing")) for plan in found.plans()}
+    assert pairs == {("fp32", "none"), *(("bf16", name) for name in ("none", "block", "selective"))}
+    reasons = {r.reason for r in found.rejected(chosen, None) if r.plan is None}
+    outdone = "precision fp32 was slower than bf16 and took more, beside all else the same"
+    assert reasons == {"not tried: changes more than is needed", f"not tried: {outdone}"}
+    all_of_it = Search(ladder, told, budget, told)
+    assert all_of_it.run(exhaustive=True) == chosen
+    assert not all_of_it.outdone
 
 
 def test_a_budget_that_the_lowest_rung_fits_leaves_the_others_untried(ladder: Job) -> None:

@@ -2,7 +2,9 @@
 
 A rung holds all combinations that change the same: nothing at all, what is trained, how its frozen part is stored, by
 which rule it is updated. Only the lowest rung on which something fits has to be traced in full; of each rung below it
-that is skipped, the combination that is the smallest by all that is known is traced, and does not fit.
+that is skipped, the combination that is the smallest by all that is known is traced, and does not fit. In a rung, an
+option that is outdone by another is left out: beside all else the same it was slower and took more, for every division
+of the batch.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Search:
     """All that is known of a job's combinations: plans, one for each division of the batch, or why there are none.
 
     `rungs` are in order of what they change. `answers` grows as combinations are traced, `looks`
-    as their weights and states are counted; `standing` says which of them left no room for anything else.
+    as their weights and states are counted; `standing` says which of them left no room for anything else, `outdone`
+    by which other option one is outdone.
     """
 
     job: Job
@@ -54,6 +57,7 @@ class Search:
     answers: dict[Combination, list[Plan] | str] = field(default_factory=dict)
     standing: dict[Combination, int] = field(default_factory=dict)
     looks: dict[Combination, Answer] = field(default_factory=dict)
+    outdone: dict[Technique, Technique] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -64,18 +68,23 @@ class Search:
         large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
         if large:
             self._look(itertools.chain(lowest, *higher[:PROBES]))
-        self._trace(lowest if not exhaustive else itertools.chain(*self.rungs), look_first=large)
+        if exhaustive:
+            self._trace(itertools.chain(*self.rungs))
+        else:
+            self._trace_rung(lowest, look_first=large)
         chosen = self._choose(lowest)
         while chosen is None and higher:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self.plans() else 1
             some, higher = higher[:count], higher[count:]
-            probes = [self._smallest_of(rung) for rung in some] if self.plans() else some[0]
-            self._trace(probes, look_first=large)
+            if self.plans():
+                self._trace([self._smallest_of(rung) for rung in some], look_first=large)
+            else:
+                self._trace_rung(some[0], look_first=large)
             for rung in some:
                 known = [self.answers[c] for c in rung if c in self.answers]
                 if all(isinstance(answer, str) for answer in known) or any(map(self._may_fit, self._known(rung))):
-                    self._trace(rung, look_first=large)
+                    self._trace_rung(rung, look_first=large)
                     if (chosen := self._choose(rung)) is not None:
                         break
         return chosen
@@ -91,8 +100,7 @@ class Search:
         plans = self.plans()
         if not plans:
             raise InputError(dict.fromkeys(str(reason) for reason in self.answers.values()))
-        rung = next(r for r in self.rungs if min(plans, key=_needs).techniques in r)
-        self._trace(rung)
+        self._trace_rung(next(r for r in self.rungs if min(plans, key=_needs).techniques in r))
         first, *others = sorted((min(answer, key=_needs) for answer in self._answers()), key=_needs)[:CLOSE]
         smallest = self._confirm(first)
         for plan in others:
@@ -134,9 +142,43 @@ class Search:
             entries.append(Rejected(combination, reason, plan))
         for combination in (c for rung in self.rungs for c in rung if c not in self.answers):
             needless = departure(combination, self.job) > departure(chosen.techniques, self.job)
+            slow = next((t for t in combination if t in self.outdone), None)
             why = "changes more than is needed" if needless else "the smallest that changes the same does not fit"
+            if slow is not None and not needless:
+                other = self.outdone[slow].describe()
+                why = f"{slow.key} {slow.describe()} was slower than {other} and took more, beside all else the same"
             entries.append(Rejected(combination, f"not tried: {why}"))
         return entries
+
+    def _trace_rung(self, rung: Sequence[Combination], *, look_first: bool = False) -> None:
+        """Learn the plans of a rung but those with an option that is outdone.
+
+        Options of one key are compared first, then those of each other key, and then the rest is traced.
+        """
+        left = self._not_outdone(rung)
+        keys = [key for key in self.job.choices if len({_option(combination, key) for combination in left}) > 1]
+        for some in (keys[:1], keys[1:]):
+            base = left[0]
+            beside = {key: [c for c in left if _beside(c, key) == _beside(base, key)] for key in some}
+            self._trace(dict.fromkeys(itertools.chain(*beside.values())), look_first=look_first)
+            for key, combinations in beside.items():
+                self._compare(key, combinations)
+            left = self._not_outdone(left)
+        self._trace(left, look_first=look_first)
+
+    def _not_outdone(self, rung: Sequence[Combination]) -> list[Combination]:
+        return [combination for combination in rung if not any(t in self.outdone for t in combination)]
+
+    def _compare(self, key: str, combinations: Sequence[Combination]) -> None:
+        """Find options that are outdone, of combinations that are the same beside `key`."""
+        for combination, other in itertools.permutations(combinations, 2):
+            mine, others = self._known([combination]), self._known([other])
+            worse = [
+                a.estimate.seconds > b.estimate.seconds and a.needed_bytes > b.needed_bytes
+                for a, b in zip(mine, others, strict=False)
+            ]
+            if worse and all(worse) and _option(other, key) not in self.outdone:
+                self.outdone[_option(combination, key)] = _option(other, key)
 
     def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
         """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
@@ -190,6 +232,14 @@ class Search:
             return rung[-1]
         known = set(min(plans, key=_needs).techniques)
         return max(rung, key=lambda combination: len(known & set(combination)))
+
+
+def _option(combination: Combination, key: str) -> Technique:
+    return next(t for t in combination if t.key == key)
+
+
+def _beside(combination: Combination, key: str) -> Combination:
+    return tuple(t for t in combination if t.key != key)
 
 
 def _standing_part(combination: Combination) -> Combination:

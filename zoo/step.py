@@ -147,6 +147,34 @@ def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
+def unchanged(
+    card: ModelCard,
+    task: Task,
+    device: torch.device,
+    *,
+    micro_batch_size: int = 1,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    seed: int = 0,
+) -> Setup:
+    """The card's model with the task's head, without storage and before any technique."""
+    with storage_free():
+        model: nn.Module = load_ref(card.build)(card, task.head)
+    model.train()
+    return Setup(
+        card, task, model, device,
+        learning_rate=learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
+        seed=seed, micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+
+
+def refusals(setup: Setup, techniques: Sequence[Technique]) -> list[str]:
+    """Why techniques cannot be applied together to a model that is `unchanged`; empty where they can."""
+    setup.chosen = tuple(techniques)
+    return [f"{t.key}: {t.name}: {reason}" for t in techniques if (reason := t.why_not(setup)) is not None]
+
+
 def build(
     card: ModelCard,
     task: Task,
@@ -167,18 +195,13 @@ def build(
 
     A technique that `loads_on_host` gets the model as `load` filled it there, without storage where there is no `load`.
     """
-    with storage_free():
-        model: nn.Module = load_ref(card.build)(card, task.head)
-    setup = Setup(
-        card, task, model, device,
-        learning_rate=learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
-        seed=seed, micro_batch_size=micro_batch_size,
+    setup = unchanged(
+        card, task, device,
+        micro_batch_size=micro_batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm, seed=seed,
     )  # fmt: skip
-    model.train()
     ordered = sorted(techniques, key=lambda t: t.stage)
-    setup.chosen = tuple(ordered)
-    refused = [f"{t.key}: {t.name}: {reason}" for t in ordered if (reason := t.why_not(setup)) is not None]
-    if refused:
+    if refused := refusals(setup, ordered):
         raise InputError(refused)
     with storage_free():
         for technique in (t for t in ordered if t.stage < BEFORE_LOADING):

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from zoo.card import ModelCard, load_ref
+from zoo.card import ModelCard
 from zoo.domain import Batch
 from zoo.errors import InputError
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import grows, on_host, replay
 from zoo.memory.depth import SHALLOW as DEEP
 from zoo.memory.depth import deepen
+from zoo.memory.leaves import tensors_in
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
-from zoo.step import Setup, build, reproducible, storage_free
+from zoo.step import Setup, build, refusals, reproducible, storage_free, unchanged
 from zoo.techniques import Technique
 
 SHALLOW = (2, 3)
 """Depths of the two shallow models that tell any depth: the first has an own first and last block."""
 FULL_TRACE_DEPTH = 12
 """Models up to this depth are confirmed by a trace of their own, deeper ones by one put together from shallow ones."""
+
+OVERFLOWS = 2**57
+"""Bytes of a batch from which on an activation is likely to be beyond the 2^63 that a tensor can have."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,16 @@ class Tracer:
         self.searching: World = "meta" if on_cpu else "accelerator"
         self.confirming: World = "fake" if on_cpu else "accelerator"
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
-        self._many = MANY
+        self._many: int | None = None
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
     def warm_up(self) -> None:
         """Import what building the model imports, once for all processes that will trace it."""
-        with storage_free():
-            load_ref(self.job.card.build)(self._shallow(())[0][0], self.job.task.head)
+        _ = self._unchanged
+
+    @functools.cached_property
+    def _unchanged(self) -> Setup:
+        return unchanged(self._shallow(())[0][0], self.job.task, torch.device("meta"))
 
     def answer(self, question: Question) -> Answer:
         """What a question asks for, or the reason why it cannot be."""
@@ -88,6 +96,8 @@ class Tracer:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
         if self.kind is None and (moved := [t for t in free if t.moves_to_host]):
             return f"{moved[0].key} gains nothing: on a CPU, host and device are the same memory"
+        if refused := refusals(self._unchanged, sorted(techniques, key=lambda t: t.stage)):
+            return str(InputError(refused))
         try:
             return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
         except InputError as error:
@@ -170,6 +180,8 @@ class Tracer:
         return estimate.peak if self.kind is None else sum(estimate.host_by_category.values())
 
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
+        if self._many is None:
+            self._many = MANY if self._bytes_of_a_row() < OVERFLOWS / MANY else FEWER
         if self._many == MANY:
             try:
                 return self._family_of(techniques, MANY)
@@ -183,6 +195,11 @@ class Tracer:
             if "overflow" not in str(error):
                 raise
             raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
+
+    def _bytes_of_a_row(self) -> int:
+        with storage_free():
+            batch = self.job.task.blank_batch(self.job.card, 1, self.tokens)
+        return sum(tensor.nbytes for tensor in tensors_in((batch.inputs, batch.targets)))
 
     def _family_of(self, techniques: tuple[Technique, ...], many: int) -> Family:
         cards = self._shallow(techniques)[0]

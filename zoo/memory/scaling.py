@@ -169,7 +169,7 @@ def _affine(amount: int, many: int) -> tuple[int, int]:
     if not many:
         return amount, 0
     b, a = divmod(amount, many)
-    if a > many // 2 or (b and many < MANY and _constant(amount, many)):
+    if a > many // 2 or (b and b % many == 0) or (b and many < MANY and _constant(amount, many)):
         raise Irregular("an amount is not an affine function of the rows of the micro-batch")
     return a, b
 

@@ -7,7 +7,8 @@ The library's code is used as it is, with a few things changed from outside, non
   and which tensors without storage cannot answer: what it would find is checked here once;
 - encodings of position are worked out once and not at every step;
 - encoder, backbone, decoder and heads may each have a number format of their own;
-- masks of windows are not kept in a cache of the process, in which a mask without storage would outlive a prediction.
+- masks of windows are kept with the model and not in a cache of the process, in which a mask without storage would
+  outlive a prediction.
 
 Legend of shapes: `B` batch, `S` states of history, `V` fields given, `O` fields wanted, `H` x `W` grid points.
 """
@@ -33,7 +34,7 @@ from aurora.model.fourier import absolute_time_expansion, lead_time_expansion, l
 from aurora.model.patchembed import LevelPatchEmbed
 from aurora.model.perceiver import PerceiverAttention, PerceiverResampler
 from aurora.model.posencoding import pos_scale_enc
-from aurora.model.swin3d import Swin3DTransformerBackbone
+from aurora.model.swin3d import Swin3DTransformerBackbone, Swin3DTransformerBlock
 from aurora.model.util import init_weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -95,6 +96,19 @@ class _Backbone(Swin3DTransformerBackbone):  # type: ignore[misc]
         return super().forward(x.to(_format(self)), **more)  # type: ignore[no-any-return]
 
 
+class _Block(Swin3DTransformerBlock):  # type: ignore[misc]
+    """Shares the masks of shifted windows with all blocks of its model."""
+
+    masks: dict[Any, Tensor]
+
+    def forward(self, *args: Any, **more: Any) -> Tensor:
+        _running.masks = self.masks
+        try:
+            return super().forward(*args, **more)  # type: ignore[no-any-return]
+        finally:
+            del _running.masks
+
+
 class _Decoder(Perceiver3DDecoder):  # type: ignore[misc]
     """Takes tokens in its own number format, whatever the backbone's."""
 
@@ -138,7 +152,7 @@ def _format(module: nn.Module) -> torch.dtype:
     return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
-_OURS = {PerceiverResampler: _Levels, LinearPatchReconstruction: _Head}
+_OURS = {PerceiverResampler: _Levels, LinearPatchReconstruction: _Head, Swin3DTransformerBlock: _Block}
 
 
 class AuroraForecaster(Aurora):  # type: ignore[misc]
@@ -175,12 +189,15 @@ class AuroraForecaster(Aurora):  # type: ignore[misc]
         # plain tuples: tensors would be made without storage, and go from device to device
         self.latitudes, self.longitudes = north_first, tuple(longitudes)
         self.encoder.__class__, self.backbone.__class__, self.decoder.__class__ = _Encoder, _Backbone, _Decoder
+        masks: dict[Any, Tensor] = {}
         for module in self.modules():
             if isinstance(module, PerceiverAttention) and plain_aggregation:
                 module.use_fp16_safe_attention = True  # the library's plain attention
                 module.to_q.__class__ = module.to_kv.__class__ = _Product
             elif type(module) in _OURS:
                 module.__class__ = _OURS[type(module)]
+            if isinstance(module, _Block):
+                module.masks = masks
 
     def forward(self, fields: Tensor, hours: Tensor, time: Tensor) -> Tensor:
         """Normalised states (B S V H W) at `time` (B), hours since 1970, and before -> fields wanted (B O H W), 6 h on.
@@ -246,7 +263,8 @@ def _check_globe(latitudes: tuple[float, ...], longitudes: tuple[float, ...], pa
 
 
 _running = threading.local()
-"""`hours` (B) since 1970 of the encoder that is running in this thread: backward passes have threads of their own."""
+"""`hours` (B) since 1970 of the encoder, `masks` of the block that is running in this thread: backward passes have
+threads of their own."""
 
 
 def _expansion_of_times(x: Tensor, width: int) -> Tensor:
@@ -275,4 +293,16 @@ aurora.model.decoder.Metadata = Place
 for _expansion in (lead_time_expansion, levels_expansion):
     _expansion.assert_range = False  # hours of a step and levels of the table of constants are in range
 _mask = aurora.model.swin3d.compute_3d_shifted_window_mask
-aurora.model.swin3d.compute_3d_shifted_window_mask = getattr(_mask, "__wrapped__", _mask)
+_mask = getattr(_mask, "__wrapped__", _mask)  # the library keeps masks in a cache of its own
+
+
+def _mask_kept(*facts: Any, **more: Any) -> tuple[Tensor, None]:
+    masks = getattr(_running, "masks", {})  # none of a model of the library itself
+    key = facts, *more.items()
+    if key not in masks:
+        with torch.inference_mode(False), torch.no_grad():
+            masks[key], _ = _mask(*facts, **more)
+    return masks[key], None
+
+
+aurora.model.swin3d.compute_3d_shifted_window_mask = _mask_kept

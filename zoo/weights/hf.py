@@ -39,33 +39,32 @@ def build(card: ModelCard, head: Head) -> nn.Module:
 
 @contextlib.contextmanager
 def _unhurried() -> Iterator[None]:
-    """What `transformers` imports beside a model's code, imported when it is used: it takes as long as a plan's traces.
-
-    ``transformers.models`` lists its 1600 files, as ``import transformers`` has just done: until somebody asks for the
-    package itself, it is a place to find modules in. `scipy.optimize` has one function of the losses of object
-    detection.
-    """
-    import transformers
-
-    models, optimize = "transformers.models", "scipy.optimize"
-    beside: dict[str, ModuleType] = {}
-    if models not in sys.modules:
-        beside[models] = ModuleType(models)
-        beside[models].__path__ = [str(Path(transformers.__file__).parent / "models")]
-    if optimize not in sys.modules and importlib.util.find_spec("scipy"):
-        beside[optimize] = _Deferred(optimize)
-    if _only_plans and "transformers.modeling_utils" not in sys.modules:
-        _without_compiler_and_ranks()
+    """What `transformers` imports beside a model's code, imported when it is used: it takes as long as a plan."""
+    beside = _beside()
     sys.modules.update(beside)
     try:
         yield
     finally:
         for name, module in beside.items():
-            if sys.modules.get(name) is module and not _only_plans:
+            if sys.modules.get(name) is module:
                 del sys.modules[name]
 
 
-_only_plans = False
+def _beside() -> dict[str, ModuleType]:
+    """Modules to stand for two that are slow to import, where they are installed and not yet imported.
+
+    ``transformers.models`` lists its 1600 files, as ``import transformers`` has just done: until somebody asks for the
+    package itself, it is a place to find modules in. `scipy.optimize` has one function of the losses of object
+    detection.
+    """
+    models, optimize = "transformers.models", "scipy.optimize"
+    found: dict[str, ModuleType] = {}
+    if models not in sys.modules and (spec := importlib.util.find_spec("transformers")) and spec.origin:
+        found[models] = ModuleType(models)
+        found[models].__path__ = [str(Path(spec.origin).parent / "models")]
+    if optimize not in sys.modules and importlib.util.find_spec("scipy"):
+        found[optimize] = _Deferred(optimize)
+    return found
 
 
 def only_plans() -> None:
@@ -74,13 +73,11 @@ def only_plans() -> None:
     They are two thirds of what a model's code imports, and a trace without storage uses neither. What stands for them
     stays: a program that goes on to train, or that is used from Python, must not call this.
     """
-    global _only_plans
-    _only_plans = True
-
-
-def _without_compiler_and_ranks() -> None:
     import torch.compiler
 
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    sys.modules.update(_beside())
     torch.distributed.is_available = lambda: False
     if "torch._dynamo" not in sys.modules:
         for name in ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"):
