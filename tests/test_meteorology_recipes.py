@@ -58,7 +58,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = {}
     for name in RECIPES.keys() - LARGE:
         if name in OWN:
-            found[name] = str(Path(z_files()[500]).parent / "z*_monthly.nc")
             continue
         job = load_job(RECIPES[name])
         assert isinstance(job.task, Forecast)
@@ -73,6 +72,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def job_of(name: str, places: dict[str, str], device: str) -> Job:
     overrides = []
+    if name in OWN:
+        places = {name: str(Path(z_files()[500]).parent / "z*_monthly.nc")}
     if name in places:
         overrides = ["data.source=null", f"data.path={places[name]}", "data.split.fractions=[0.5, 0.25, 0.25]"]
         if read_recipe(RECIPES[name]).recipe.task_options.get("years"):

@@ -162,13 +162,14 @@ def plan(
     from zoo.weights.hf import only_plans
 
     job = _job(recipe, overrides, budget, gpu)
-    _note_if_data_is_lacking(job)
     only_plans()
+    from zoo import console
+    from zoo.training.run import plan as make_plan
+
+    console.note_data_that_is_lacking(job)
     if sweep:
         _sweep(job, as_json, every=budget is None and gpu is None)
         return
-    from zoo.training.run import plan as make_plan
-
     decision, _, _ = make_plan(job, exhaustive=show_all)
     if as_json:
         content = decision.to_json()
@@ -176,18 +177,9 @@ def plan(
             content["considered"] = [p.to_json() for p in decision.considered]
         _print_json(content)
     else:
-        from zoo import console
-
         console.show_plan(job, decision, show_all=show_all)
     if not decision.fits:
         raise typer.Exit(1)
-
-
-def _note_if_data_is_lacking(job: Job) -> None:
-    from zoo.resolve import lacks_data
-
-    if lacks_data(job.recipe):
-        print(f"note: {job.recipe.data.path} does not exist; training will need it", file=sys.stderr)
 
 
 def _sweep(job: Job, as_json: bool, *, every: bool) -> None:
@@ -303,11 +295,13 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False
             raise
         _print_json({"valid": False, "problems": list(error.problems)})
         raise typer.Exit(error.exit_code) from None
+    from zoo import console
+
+    console.note_data_that_is_lacking(job)
     if as_json:
         _print_json({"valid": True, "problems": []})
     else:
         print(f"{recipe}: valid ({job.card.name}, {job.recipe.task_name})")
-        _note_if_data_is_lacking(job)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,14 @@ _COLOURS = {
 }  # fmt: skip
 
 console = Console(highlight=False)
+
+
+def note_data_that_is_lacking(job: Job) -> None:
+    """To people and machines alike, for a misspelt name is planned for, too."""
+    from zoo.resolve import lacks_data
+
+    if lacks_data(job.recipe):
+        print(f"note: {job.recipe.data.path} does not exist; training will need it", file=sys.stderr)
 
 
 def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
