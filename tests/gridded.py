@@ -86,8 +86,8 @@ def expected(hour: float, level: float, latitudes: Any, longitudes: Any) -> Any:
 def z_files() -> dict[int, str]:
     """Monthly heights that are handed around beside the project, by level in hPa.
 
-    ``$ZOO_SHARED_DATA`` or ``../shared/data`` beside the repository has them. A test that needs them is skipped where there
-    is neither, and fails where one of them lacks a file.
+    ``$ZOO_SHARED_DATA`` or ``../shared/data`` beside the repository has them. A test that needs them is skipped where
+    there is neither, and fails where one of them lacks a file.
     """
     folder = Path(os.environ.get("ZOO_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     if "ZOO_SHARED_DATA" not in os.environ and not folder.parent.is_dir():
