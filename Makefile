@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # Threads that wait for each other leave their core to others: several times faster on a machine that is shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test bench bench-fits bench-pairs bench-peers pictures lint clean
+.PHONY: quickstart test bench bench-search bench-fits bench-pairs bench-peers pictures lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,12 +43,15 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Slower checks; each writes its table of docs/benchmarks.md. The first takes minutes, the second about twenty, the third
-# an hour (they go on from runs/*.jsonl, which are to be deleted when code has changed); the last asks other estimators
-# about published runs: make bench-peers FILES="t4_lora_runs.csv ...".
+# Slower checks; each writes its table of docs/benchmarks.md. The first takes minutes, the second and third about twenty, the
+# fourth an hour (these two go on from runs/*.jsonl, which are to be deleted when code has changed); the last asks other
+# estimators about published runs: make bench-peers FILES="t4_lora_runs.csv ...".
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.cpu_memory --write docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.time_ranking --write docs/benchmarks.md
+
+bench-search: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.search_choice --write docs/benchmarks.md
 
 bench-fits: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.false_fits --pairs 200 --seed 0 --results runs/false_fits.jsonl --write docs/benchmarks.md
