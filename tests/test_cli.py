@@ -246,7 +246,11 @@ def test_ctrl_c_while_planning_says_so(recipes: Recipes) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-@pytest.mark.parametrize("changes", [{}, MASKED, {**MASKED, "techniques": {"adapter": "lora"}}], ids=len)
+@pytest.mark.parametrize(
+    "changes",
+    [{"data.split.method": "cluster"}, MASKED, {**MASKED, "techniques": {"adapter": "lora"}}],
+    ids=["data looked at by scikit-learn", "masked", "adapters"],
+)
 @pytest.mark.parametrize("budget", [["--budget", "2GiB"], ["--gpu", "t4"]], ids=" ".join)
 def test_a_program_that_only_plans_says_the_same(
     zoo: Zoo, recipes: Recipes, changes: dict[str, Any], budget: list[str]

@@ -23,6 +23,7 @@ from zoo.search import Search
 from zoo.techniques import Technique
 from zoo.tracer import Tracer
 from zoo.units import format_bytes
+from zoo.weights.hf import before_traces
 
 
 def limits_of(budget: Budget) -> Limits:
@@ -77,6 +78,7 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
     `exhaustive`: try what does not matter to the choice, too. Raises `InputError` when nothing can be built at all.
     """
     tracer = Tracer(job, workload, limits)
+    before_traces()
     tracer.warm_up()
     with Workers(tracer.answer) as workers:
         search = Search(job, tracer, limits, workers)

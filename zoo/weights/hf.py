@@ -67,15 +67,24 @@ def _beside() -> dict[str, ModuleType]:
     return found
 
 
+_only_plans = False
+
+
 def only_plans() -> None:
     """For a program that plans and ends: `transformers` is imported without torch's compiler and distributed tensors.
 
     They are two thirds of what a model's code imports, and a trace without storage uses neither. What stands for them
     stays: a program that goes on to train, or that is used from Python, must not call this.
     """
+    global _only_plans
+    _only_plans = True
+
+
+def before_traces() -> None:
+    """What `only_plans` is for, to be done once the data has been looked at: other libraries may need the real ones."""
     import torch.compiler
 
-    if "transformers.modeling_utils" in sys.modules:
+    if not _only_plans or "transformers.modeling_utils" in sys.modules:
         return
     sys.modules.update(_beside())
     torch.distributed.is_available = lambda: False
