@@ -340,10 +340,33 @@ def test_the_state_before_is_a_step_before_and_a_gap_has_none() -> None:
     needs = Needs.of(tiny())
     assert needs == Needs(history=2, step_hours=6.0, time=True)
     assert needs.window((1,), 3, six_hourly()).touched == (-1, 0, 1, 2, 3)
-    assert needs.before(six_hourly(), 4, 1) == [3, 4]
-    assert needs.before(six_hourly(), 0, 1) is None
-    assert needs.before(six_hourly(missing=2), 2, 1) is None
-    assert Needs().before(six_hourly(), 0, 1) == [0]
+    step = 6.0, "hours"
+    assert needs.before(six_hourly(), 4, step) == [3, 4]
+    assert needs.before(six_hourly(), 0, step) is None
+    assert needs.before(six_hourly(missing=2), 2, step) is None
+    assert Needs().before(six_hourly(), 0, step) == [0]
+
+
+def test_the_state_before_is_found_by_its_date_whatever_the_step_of_the_file() -> None:
+    needs, step = Needs.of(tiny()), (6.0, "hours")
+
+    def states(hours: list[float], own: Any = step) -> list[Any]:
+        dates = np.datetime64("2020-01-01", "ns") + np.array([round(h * 3600) for h in hours]) * np.timedelta64(1, "s")
+        axis = time_axis("x", dates, broken="skip")
+        return [needs.before(axis, i, own) for i in range(len(axis))]
+
+    assert states([0, 3, 6, 9, 12]) == [None, None, [0, 2], [1, 3], [2, 4]]
+    assert states([0, 1, 2, 3, 4, 5, 6, 7], (1.0, "hours"))[6:] == [[0, 6], [1, 7]], "the model has a step of its own"
+    assert states([0, 12, 24, 36]) == [None] * 4, "half a day before is not six hours before"
+    assert states([6]) == [None], "a single time has no step"
+    off = states([0, 6, 12, 13.5, 18, 19.5])  # half past one and half past seven are off the step of the file
+    assert off == [None, [0, 1], [1, 2], None, [2, 4], [3, 5]]
+    own = Needs(history=3)
+    months = time_axis(
+        "x", np.array(["2001-01", "2001-02", "2001-03", "2001-05"], "M8[M]").astype("M8[ns]"), broken="skip"
+    )
+    assert [own.before(months, i, (1.0, "months")) for i in range(4)] == [None, None, [0, 1, 2], None]
+    assert [own.before(months, i, (2.0, "months")) for i in range(4)] == [None, None, None, [0, 2, 3]]
 
 
 def test_other_steps_than_the_models_are_refused() -> None:

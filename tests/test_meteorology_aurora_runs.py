@@ -141,6 +141,40 @@ def test_a_forecast_of_a_file_is_scored_in_units_of_the_fields(place: Path, run:
     assert [s["rmse"] for s in mine] == [pytest.approx(rmse, rel=1e-4)]
 
 
+def test_the_state_before_is_six_hours_before_in_files_of_any_step(place: Path, run: Path) -> None:
+    whole = analyses(place / "own_step.zarr", times=6, start="2020-04-01", seed=1)
+    moving = whole[[name for name in whole if "time" in whole[name].dims]]
+    between = moving.isel(time=slice(None, None, -1)).assign_coords(time=whole.time + np.timedelta64(3, "h"))
+    three = xr.merge([xr.concat([moving, between], "time").sortby("time"), whole.drop_dims("time")])
+    odd = three.isel(time=[0, 2, 4, 5, 6, 8, 10])  # one time is off the step of six hours
+    own = _forecasts(place, run, "own_step", whole)
+    assert own.sizes["time"] == 5
+    for name, data, left_out in (("three", three, 2), ("odd", odd, 2), ("half", whole.isel(time=[0, 1, 3, 5]), 3)):
+        found = _forecasts(place, run, name, data, left_out)
+        shared = np.intersect1d(own.time, found.time)
+        assert len(shared) == (1 if name == "half" else 5), name
+        for variable in own.data_vars:  # to rounding: they are not the same number side by side
+            one, other = (each[variable].sel(time=shared).values for each in (own, found))
+            assert float(np.abs(one - other).max()) < 0.02 * float(one.std()), (name, variable)
+    source = stored(place / "twelve.zarr", whole.isel(time=[0, 2, 4]))
+    said = CliRunner().invoke(app, ["predict", str(run), str(source), "-o", str(place / "twelve.nc")])
+    assert "no time to forecast from (3 without a state 6 hours before); complete the data" in str(said.exception)
+    assert not (place / "twelve.nc").exists()
+
+
+def _forecasts(place: Path, run: Path, name: str, data: xr.Dataset, left_out: int = 1) -> xr.Dataset:
+    """Made of states by the command line; `left_out` of their times have no state six hours before."""
+    said = zoo("predict", run, stored(place / f"{name}.zarr", data), "--output", place / f"{name}.nc")
+    assert (said["rows"], said["unreadable"]) == (data.sizes["time"] - left_out, 0)
+    assert said["left_out"] == {"without a state 6 hours before": left_out}
+    return read_forecast(place / f"{name}.nc").load()
+
+
+def stored(path: Path, data: xr.Dataset) -> Path:
+    data.drop_encoding().to_zarr(path, mode="w", consolidated=True)
+    return path
+
+
 def _edges(rows: Any) -> Any:
     """Latitudes between rows, and the poles."""
     return np.concatenate([[-90], (rows[1:] + rows[:-1]) / 2, [90]])

@@ -246,14 +246,19 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict every row of a file. Rows, order and columns stay; rows that cannot be read get an error."""
+    from zoo.errors import counted
     from zoo.training.finished import Run, predict_file
 
     opened = Run.open(run, progress=not as_json, overrides=overrides or ())
-    rows, unread = predict_file(opened, source, output)
+    left_out: dict[str, int] = {}
+    rows, unread = predict_file(opened, source, output, left_out)
+    fields = hasattr(opened.job.task, "predict_file")
     if as_json:
-        _print_json({"rows": rows, "unreadable": unread, "output": str(output)})
-    elif hasattr(opened.job.task, "predict_file"):
-        print(f"{output}: from {rows} times; {unread} others could not be read")
+        more = {"left_out": left_out} if fields else {}
+        _print_json({"rows": rows, "unreadable": unread, **more, "output": str(output)})
+    elif fields:
+        others = f"; left out: {counted(left_out)}" if left_out else ""
+        print(f"{output}: from {rows} times; {unread} others could not be read{others}")
     else:
         print(f"{output}: {rows} rows, {unread} of them could not be read (see column error)")
 
@@ -318,15 +323,8 @@ def models(
         raise InputError(unknown("--domain", "domain", domain, domains()))
     cards = [card for card in all_models().values() if domain in (None, card.domain)]
     if as_json:
-        _print_json(
-            [
-                {
-                    "name": c.name, "domain": c.domain, "parameters": c.parameters,
-                    "licence": c.licence, "tasks": list(c.tasks), "title": c.title,
-                }
-                for c in cards
-            ]
-        )  # fmt: skip
+        facts = "name", "domain", "parameters", "licence", "tasks", "title"
+        _print_json([{fact: getattr(card, fact) for fact in facts} for card in cards])
     else:
         from zoo import console
 
@@ -350,19 +348,25 @@ def datasets(as_json: Json = False) -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A model or a dataset.")], as_json: Json = False) -> None:
     """Show the card of a model or a dataset."""
+    card = _card(name, "zoo show")
+    if as_json:
+        _print_json(card.model_dump(mode="json"))
+    else:
+        from zoo import console
+
+        console.show_card(card)
+
+
+def _card(name: str, where: str) -> Any:
+    """The card of a model or a dataset."""
     from zoo.domain import datasets as all_datasets
     from zoo.domain import models as all_models
     from zoo.errors import InputError, unknown
 
     cards: dict[str, Any] = {**all_datasets(), **all_models()}
     if name not in cards:
-        raise InputError(unknown("zoo show", "model or dataset", name, cards))
-    if as_json:
-        _print_json(cards[name].model_dump(mode="json"))
-    else:
-        from zoo import console
-
-        console.show_card(cards[name])
+        raise InputError(unknown(where, "model or dataset", name, cards))
+    return cards[name]
 
 
 @app.command()
@@ -371,15 +375,10 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Download the files of a model or a dataset ahead of time."""
-    from zoo.domain import datasets as all_datasets
-    from zoo.domain import models as all_models
-    from zoo.errors import InputError, unknown
+    from zoo.errors import InputError
     from zoo.weights import fetch as get
 
-    cards: dict[str, Any] = {**all_datasets(), **all_models()}
-    if name not in cards:
-        raise InputError(unknown("zoo fetch", "model or dataset", name, cards))
-    source = cards[name].source
+    source = _card(name, "zoo fetch").source
     if source is None:
         raise InputError(f"{name} has no published weights: there is nothing to fetch")
     folder = get(source, progress=not as_json, name=name)

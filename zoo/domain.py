@@ -118,11 +118,11 @@ class Task(Protocol):
 
     A task may have, beside what stands below: `columns` and `splits`, which its recipes may name; `length_unit`, what
     `length` counts; ``assume(request) -> length`` where no data is at hand; ``predict_file(request, model, device,
-    source, target) -> (predictions, unreadable)`` where predictions are no table; ``floors(predictions)`` that come
-    with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too large for `state`;
-    ``illustrate(model, device, data, predictions, folder)``; ``score_file(request, forecast, truth, target, picture) ->
-    Scores`` of forecasts in a file against what came; and `when_predicting`, those of its options that a finished run
-    can be told anew.
+    source, target) -> (predictions, unreadable, others left out by reason)`` where predictions are no table;
+    ``floors(predictions)`` that come with them; ``save_files(folder)`` and ``load_files(folder)`` for what is too
+    large for `state`; ``illustrate(model, device, data, predictions, folder)``; ``score_file(request, forecast, truth,
+    target, picture) -> Scores`` of forecasts in a file against what came; and `when_predicting`, those of its options
+    that a finished run can be told anew.
     """
 
     name: str

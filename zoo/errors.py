@@ -7,7 +7,7 @@ returns. Anything else that escapes is a defect of ours.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class ZooError(Exception):
@@ -53,6 +53,11 @@ def nearest(got: str, allowed: Sequence[str]) -> str | None:
     """The allowed spelling closest to `got`, or None where nothing is close."""
     close = difflib.get_close_matches(got.lower(), [a.lower() for a in allowed], n=1, cutoff=0.6)
     return next((a for a in allowed if close and a.lower() == close[0]), None)
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """What was left out, in words: how many and why, for each reason that there is."""
+    return "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
 def unknown(where: str, what: str, got: str, allowed: Iterable[str]) -> str:

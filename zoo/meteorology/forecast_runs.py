@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import xarray as xr
 from torch import nn
 
 from zoo.domain import Batch
-from zoo.errors import InputError
+from zoo.errors import InputError, counted
 from zoo.meteorology.archive import describe_files, open_series
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_file import forecast_dataset
@@ -47,13 +48,15 @@ class Made:
 
 def predict_file(
     task: Forecast, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path
-) -> tuple[int, int]:
-    """Forecast from every time of a file, to NetCDF or Zarr. Returns (starts, times that could not be read).
+) -> tuple[int, int, dict[str, int]]:
+    """Forecast from every time of a file, to NetCDF or Zarr.
+
+    Returns how many were forecast from, how many could not be read, and how many others were left out, by reason.
 
     Every lead and every step of the rollout that the model was trained for is in it, and every member where the task
     has an ensemble. Leads in months are written with the hours of a mean month. Memory is that of `SIDE_BY_SIDE`
     forecasts, whatever the number of members. Raises `InputError` for files that lack a field or are on another grid,
-    for more members than one in them, and as `ForecastWriter` and `Ensemble.check` do.
+    for more members than one in them, with no time to forecast from, and as `ForecastWriter` and `Ensemble.check` do.
     """
     wanted = request.recipe.data
     series = open_series(
@@ -71,15 +74,33 @@ def predict_file(
     if task.ensemble is not None:
         task.ensemble.check(task.grid)
     broken = fields.unreadable()
-    needed = {i: task.inputs.needs.before(fields.axis, i, max(task.leads)) for i in range(len(fields))}
-    starts = [i for i, states in needed.items() if states is not None and not broken.keys() & set(states)]
+    starts, left_out = _starts(task, fields, broken)
+    if not starts:
+        reasons = {"with values that are missing or cannot be read": len(broken)} | left_out
+        raise InputError(f"{source}: no time to forecast from ({counted(reasons)}); complete the data")
     members = [None] if task.ensemble is None else range(task.ensemble.members)
     wished = [(start, member) for start in starts for member in members]
     with ForecastWriter(target, overwrite=True) as writer, torch.no_grad():
         for first in range(0, len(wished), SIDE_BY_SIDE):
             for part in _forecasts(task, model, device, given, wished[first : first + SIDE_BY_SIDE]):
                 writer.append(part)
-    return len(starts), len(broken)
+    return len(starts), len(broken), left_out
+
+
+def _starts(task: Forecast, fields: Fields, broken: Collection[int]) -> tuple[list[int], dict[str, int]]:
+    """Indices of the times to forecast from; how many times are none, beside those that are `broken`, by reason."""
+    size, unit = task.inputs.needs.apart(task.step)
+    found: list[int] = []
+    left_out: Counter[str] = Counter()
+    for index in (i for i in range(len(fields)) if i not in broken):
+        states = task.inputs.needs.before(fields.axis, index, task.step)
+        if states is None:
+            left_out[f"without a state {size:g} {unit} before"] += 1
+        elif any(state in broken for state in states):
+            left_out[f"with values that are missing {size:g} {unit} before"] += 1
+        else:
+            found.append(index)
+    return found, dict(left_out)
 
 
 def _forecasts(
@@ -124,7 +145,7 @@ def _batch(task: Forecast, fields: Fields, made: Sequence[Made], lead: int, vali
     """What the model is given for some forecasts; `valid`: for each the start and what comes after."""
     given = []
     for one, axis in zip(made, valid, strict=True):
-        state = perturbed(task.inputs.before(fields, one.start, lead), one.perturbation)
+        state = perturbed(task.inputs.before(fields, one.start, task.step), one.perturbation)
         given.append(task.inputs.given(state, fields, axis, [*range(len(axis)), 0], lead))
     inputs = {name: torch.tensor(np.stack([one[name] for one in given])) for name in given[0]}
     return Batch(inputs, torch.empty(len(made)), len(made))

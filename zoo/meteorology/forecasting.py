@@ -255,7 +255,7 @@ class Forecast:
         fields, start, ends = archive.read(example.part, example.number, lead)
         seen, ends = self.seen(fields), ends[: example.steps]
         wanted = fields.read(ends, self.targets_wanted)
-        found = self.inputs.given(self.inputs.before(seen, start, lead), seen, fields.axis, [start, *ends], lead)
+        found = self.inputs.given(self.inputs.before(seen, start, self.step), seen, fields.axis, [start, *ends], lead)
         own = states.of(self.targets_wanted)
         if epoch is not None:
             found["target"] = own.normalise(wanted - self.inputs.usual(fields.axis, ends, self.targets_wanted))
@@ -368,7 +368,7 @@ class Forecast:
 
     def predict_file(
         self, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int, dict[str, int]]:
         """See `zoo.meteorology.forecast_runs.predict_file`."""
         from zoo.meteorology.forecast_runs import predict_file
 

@@ -28,6 +28,9 @@ SOLAR = 5e6
 """J m-2 in an hour that forcings of sunlight are divided by: about the most there is."""
 _FAR = 10
 
+Step = tuple[float, str]
+"""Of the data of training: so many ``hours`` or ``months``."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -63,12 +66,19 @@ class Needs:
             )
         return Window(leads, self.history, step, rollout)
 
-    def before(self, axis: TimeAxis, start: int, lead: int) -> list[int] | None:
-        """Indices of the states to give for a forecast from `start` with a `lead`, None where one is not there."""
-        if self.history == 1:
-            return [start]
-        wanted = axis.slots[start] - lead * np.arange(self.history)[::-1]
-        found = [int(index) for slot in wanted if slot >= 0 for index in np.flatnonzero(axis.slots == slot)]
+    def apart(self, step: Step) -> Step:
+        """The time between the states of a history, where the data of training has a `step`."""
+        return step if self.step_hours is None else (self.step_hours, "hours")
+
+    def before(self, axis: TimeAxis, start: int, step: Step) -> list[int] | None:
+        """Indices of the states to give for a forecast from `start`, None where one is not there.
+
+        `step` is that of the data of training; earlier states are looked up by their dates, for a file that is
+        forecast from may have another step, or none.
+        """
+        size, unit = self.apart(step)
+        earlier = [axis.away(start, -size * k, unit) for k in range(self.history - 1, 0, -1)]
+        found = [index for index in (*earlier, start) if index is not None]
         return found if len(found) == self.history else None
 
 
@@ -126,9 +136,9 @@ class Inputs:
             found["forcings"] = torch.zeros(rows, self.rollout - 1, len(self.forcings), *grid)
         return found
 
-    def before(self, fields: Fields, start: int, lead: int) -> Any:
+    def before(self, fields: Fields, start: int, step: Step) -> Any:
         """The state at `start` (V H W), or with a history, which is known to be there, the states (S V H W)."""
-        times = self.needs.before(fields.axis, start, lead)
+        times = self.needs.before(fields.axis, start, step)
         return fields.read(start if times is None or len(times) == 1 else times, self.variables)
 
     def given(self, state: Any, fields: Fields, axis: TimeAxis, times: Sequence[int], lead: int) -> dict[str, Any]:

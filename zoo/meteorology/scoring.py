@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from zoo.domain import Scores
-from zoo.errors import InputError, unknown
+from zoo.errors import InputError, counted, unknown
 from zoo.meteorology.archive import check_grid, describe_files, open_series
 from zoo.meteorology.evaluation import FORECAST, Came, Recent, gather
 from zoo.meteorology.fields import Fields
@@ -68,10 +68,9 @@ def score_file(
     floor = task.systems[1].rstrip("_")
     gather(verification, said, came, floor=floor, finite=str(forecast))
     if not verification.sums:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in came.left_out.items())
         raise InputError(
-            f"{truth}: none of the forecasts of {forecast} can be scored ({reasons}): it needs the states at the start "
-            f"and at the end of a forecast, has {came.span}, and the forecasts start from "
+            f"{truth}: none of the forecasts of {forecast} can be scored ({counted(came.left_out)}): it needs the "
+            f"states at the start and at the end of a forecast, has {came.span}, and the forecasts start from "
             f"{date_label(said['time'].values[0])} to {date_label(said['time'].values[-1])}; several files are given "
             "as a pattern in quotes, such as 'era5_*.nc'"
         )

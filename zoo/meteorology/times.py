@@ -16,6 +16,8 @@ from zoo.errors import InputError
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_SECOND = 1 / 3600  # hours: dates that were stored as numbers are not exact to the bit
+
 
 @dataclass(frozen=True, eq=False)
 class TimeAxis:
@@ -54,6 +56,16 @@ class TimeAxis:
     def index_of_slot(self) -> dict[int, int]:
         """Place on the lattice -> index."""
         return {int(slot): i for i, slot in enumerate(self.slots) if slot >= 0}
+
+    def away(self, start: int, size: float, unit: str) -> int | None:
+        """Index of the time `size` hours or months after that of `start` (before it where less than 0), whatever the
+        step of the axis and on its lattice or not; None where there is no such time."""
+        if unit == "hours":
+            wanted = self.hours[start] + size
+            near = int(np.argmin(np.abs(self.hours - wanted)))
+            return near if abs(self.hours[near] - wanted) < _SECOND else None
+        same = np.flatnonzero(self.values == later(self.values[start], size, unit))
+        return int(same[0]) if len(same) else None
 
     def steps(self, hours: float) -> int:
         """How many steps `hours` are. Raises `InputError` where they are no whole number of steps, or the step is

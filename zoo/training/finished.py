@@ -144,14 +144,17 @@ def _values(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="Int64" if whole else None)
 
 
-def predict_file(run: Run, source: Path, target: Path) -> tuple[int, int]:
+def predict_file(run: Run, source: Path, target: Path, left_out: dict[str, int] | None = None) -> tuple[int, int]:
     """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
 
+    What a task leaves out for other reasons is counted in `left_out` by reason.
     Raises `InputError` for a `target` of another kind, and where it would replace the file that is read.
     """
     if (own := getattr(run.job.task, "predict_file", None)) is not None:  # a task whose predictions are no table
-        found: tuple[int, int] = own(run.job, run.model, run.device, source, target)
-        return found
+        rows, unread, others = own(run.job, run.model, run.device, source, target)
+        if left_out is not None:
+            left_out.update(others)
+        return rows, unread
     kind = target.suffix.lower()
     if kind not in CORE_SUFFIXES:
         kinds = ", ".join(CORE_SUFFIXES)
