@@ -12,11 +12,15 @@ import torch
 from small_models import CPU, SCRATCH, applies, changed, defaults, measured, predicted, task_of
 
 from zoo.domain import find_model
+from zoo.memory.devices import find
+from zoo.memory.ledger import Record
+from zoo.memory.predict import Footprint
 from zoo.step import PHASES, build, train_step
 from zoo.tasks.sequence import SequenceTask
 from zoo.techniques import registry
 from zoo.techniques.adapter import LoRA
 from zoo.techniques.offload import Weights
+from zoo.techniques.precision import BF16
 from zoo.training.meter import CpuMeter, with_peak
 from zoo.training.values import loader_of
 from zoo.units import MIB
@@ -227,3 +231,28 @@ def test_a_batch_without_padding_takes_no_more_than_predicted() -> None:
     one_mask = 8 * LENGTH * LENGTH * 4
     assert forward(padding=True) == pytest.approx(plan, abs=1024)
     assert 1024 < plan - forward(padding=False) <= (1 + int(card.config["num_hidden_layers"])) * one_mask
+
+
+def test_what_16_bit_products_take_inside_widens_the_interval_where_it_counts() -> None:
+    record = Record(sizes=[1000, 500, 300], labels={0: "parameters", 1: "activations", 2: "activations"})
+    record.events = [1, 2, -2, 3]
+    record.inside = [(1, 400), (4, 100)]
+    assert record.beyond() == 0, "1000 and 400 inside, 1300 and 100 inside; 1500 in tensors"
+    record.inside += [(2, 50), (4, 250)]
+    assert record.beyond() == 50
+    cpu = find("cpu")
+    assert Footprint.of(cpu, 1500, inside=50).interval == (1485, 1550)
+    assert Footprint.of(cpu, 1500, inside=10).interval == (1485, 1515)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_16_bit_products_take_something_inside(precision: str) -> None:
+    chosen = defaults(**({"precision": BF16()} if precision == "bf16" else {}))
+    card = changed(find_model("esm2_t6_8m"), num_hidden_layers=2)
+    record = predicted(card, _task("esm2_t6_8m"), chosen, 2, LENGTH)
+    assert bool(record.inside) == (precision == "bf16")
+    if record.inside:
+        hidden, inner = card.config["hidden_size"], card.config["intermediate_size"]
+        rows = 2 * LENGTH
+        # of the sum over 1280, what is whole: the result in fp32, and both factors once more
+        assert 4 * rows * hidden + 2 * inner * (rows + hidden) in {amount for _, amount in record.inside}

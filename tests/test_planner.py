@@ -452,6 +452,34 @@ def test_an_option_that_is_slower_and_takes_more_is_left_out_of_the_rest(ladder:
     assert not all_of_it.outdone
 
 
+def test_what_is_refused_of_a_shallow_model_may_be_right_for_a_deep_one(recipes: Recipes) -> None:
+    """Shallow models are traced; every third block is one that they must have, or the whole one be asked."""
+    changes = {"model": "esm2_t6_8m", "checkpoint": "random", "techniques": {"checkpointing": {"block": {"every": 3}}}}
+    job = recipes.job(changes)
+    assert _decide(job, 8 * GIB).chosen.techniques
+    six = recipes.job({**changes, "techniques": {"checkpointing": {"block": {"every": 6}}}})
+    assert _decide(six, 8 * GIB).fits
+    never = recipes.job({**changes, "techniques": {"checkpointing": {"block": {"every": 7}}}})
+    with pytest.raises(InputError) as refused:
+        _decide(never, 8 * GIB)
+    assert refused.value.problems == (
+        "checkpointing: block: every: 7 is more than esm2_t6_8m has, 6 block modules; nothing would be recomputed",
+    ), "what every combination is refused for, and nothing else"
+
+
+def test_what_a_device_cannot_multiply_by_itself_is_said(recipes: Recipes) -> None:
+    job = recipes.job({"techniques": {"precision": "bf16"}})
+    decision = decide(job, WORK, limits_of(Budget(gpu="t4")))
+    assert any("precision: bf16, as the recipe says (NVIDIA T4 16 GB has no bf16" in r for r in decision.reasons)
+
+
+def test_options_that_take_as_long_are_no_slower(ladder: Job) -> None:
+    told: Any = _Told(limits_of(Budget(device=8 * GIB)))
+    plan = told._plan(next(iter(rungs(ladder)[0])))
+    other = replace(plan, estimate=replace(plan.estimate, seconds=plan.estimate.seconds * 1.0001))
+    assert search.why_not_chosen(other, plan) == "fits, but no faster"
+
+
 def test_a_budget_that_the_lowest_rung_fits_leaves_the_others_untried(ladder: Job) -> None:
     decision = _decide(ladder, 64 * GIB)
     assert not _changes(decision.chosen)

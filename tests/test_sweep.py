@@ -38,6 +38,17 @@ def test_the_largest_micro_batch_and_the_longest_input_fit_and_a_little_more_doe
     assert found.longest.chosen.needed_bytes <= limits.device_bytes
 
 
+def test_the_largest_micro_batch_is_of_the_smallest_plan_and_not_of_the_fastest(recipes: Recipes) -> None:
+    """Where recomputing is open, the fastest plan of a batch divides it; undivided it fits as well."""
+    rows = {}
+    for checkpointing in ("none", "block", {"none": {}, "block": {}}):
+        named = {"adapter": "full", "precision": "fp32", "optimizer": "adamw", "checkpointing": checkpointing}
+        job = load_job(recipes.write({"techniques": named}))
+        limits = limits_of(job.recipe.budget.model_copy(update={"device": 16 * 2**20}))
+        rows[str(checkpointing)] = largest(job, workload_of(job), limits).rows
+    assert rows["none"] < rows["block"] == max(rows.values()) == list(rows.values())[-1]
+
+
 def test_where_nothing_fits_the_largest_is_none(job: Job) -> None:
     limits = replace(limits_of(job.recipe.budget), device_bytes=2**20)
     found = largest(job, workload_of(job), limits)

@@ -87,7 +87,12 @@ def show_sweep(job: Job, workload: Workload, decisions: Iterable[Decision]) -> N
 
 def show_largest(job: Job, limits: Limits, found: Largest) -> None:
     """The longest inputs and the largest micro-batch that a device holds, and how."""
-    console.print(f"[bold]{job.recipe.name}[/] on {limits.device.title} ({format_bytes(limits.device_bytes)})")
+    from zoo.sweep import CLOSE
+
+    console.print(
+        f"[bold]{job.recipe.name}[/] on {limits.device.title} ({format_bytes(limits.device_bytes)}), "
+        f"found to one part in {CLOSE}"
+    )
     lines = [(f"largest micro-batch: {found.rows or 'none fits'}", found.widest)]
     if found.tokens is not None:
         lines.insert(0, (f"longest input: {found.tokens or 'none fits'} tokens", found.longest))

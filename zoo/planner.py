@@ -72,12 +72,13 @@ def survey(job: Job, fetch: Callable[[Source], Path], *, local: bool) -> tuple[W
     return Workload(lengths[0], len(data.train), origin, tuple(lengths[: train.global_batch_size])), data
 
 
-def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = False) -> Decision:
+def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = False, divided: bool = True) -> Decision:
     """The fastest plan that fits among those that change least of what the recipe leaves open.
 
-    `exhaustive`: try what does not matter to the choice, too. Raises `InputError` when nothing can be built at all.
+    `exhaustive`: try what does not matter to the choice, too. `divided` false: the global batch is one micro-batch.
+    Raises `InputError` when nothing can be built at all.
     """
-    tracer = Tracer(job, workload, limits)
+    tracer = Tracer(job, workload, limits, divided=divided)
     before_traces()
     tracer.warm_up()
     with Workers(tracer.answer) as workers:
@@ -85,7 +86,7 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
         chosen = search.run(exhaustive=exhaustive)
         if chosen is not None:
             rejected = search.rejected(chosen, None)
-            reasons = _reasons(chosen, rejected, job, workload)
+            reasons = _reasons(chosen, rejected, job, workload, limits)
             return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
         smallest = search.smallest()
         if limits.host_bytes is not None and smallest.needed_bytes <= limits.device_bytes:
@@ -100,11 +101,16 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
         return Decision(False, limits, workload, smallest, tuple(rejected), reasons, tuple(search.plans()))
 
 
-def _reasons(chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Workload) -> tuple[str, ...]:
+def _reasons(
+    chosen: Plan, rejected: Sequence[Rejected], job: Job, workload: Workload, limits: Limits
+) -> tuple[str, ...]:
     """One line for every decision that was the planner's."""
     lines = [f"length: {workload.tokens} {getattr(job.task, 'length_unit', 'tokens')}, {workload.origin}"]
     for technique in chosen.techniques:
         if len(job.choices[technique.key]) == 1:
+            if lacking := technique.arithmetic - limits.device.arithmetic:
+                what = f"{limits.device.title} has no {', '.join(sorted(lacking))} arithmetic"
+                lines.append(f"{technique.key}: {technique.describe()}, as the recipe says ({what}, and takes longer)")
             continue
         others = [
             f"{_named(r.techniques, technique.key)} {r.reason.removeprefix('fits, but ')}"

@@ -99,7 +99,7 @@ class Search:
             self._trace(hopeless)
         plans = self.plans()
         if not plans:
-            raise InputError(dict.fromkeys(str(reason) for reason in self.answers.values()))
+            raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
         self._trace_rung(next(r for r in self.rungs if min(plans, key=_needs).techniques in r))
         first, *others = sorted((min(answer, key=_needs) for answer in self._answers()), key=_needs)[:CLOSE]
         smallest = self._confirm(first)
@@ -274,12 +274,19 @@ def best(plans: Sequence[Plan], limits: Limits) -> Plan:
     return min(fitting, key=preference) if fitting else min(plans, key=_needs)
 
 
+def _refusals(reasons: Sequence[Sequence[str]]) -> list[str]:
+    """Why no combination can be built: what all are refused for, or all reasons where there is no such."""
+    everything = list(dict.fromkeys(itertools.chain(*reasons)))
+    return [one for one in everything if all(one in some for some in reasons)] or everything
+
+
 def why_not_chosen(plan: Plan, chosen: Plan) -> str:
     """Why a plan that fits was not taken."""
     changed = [t for t in plan.techniques if t.exactness == "changes-model" and t not in chosen.techniques]
     if changed:
         return "fits, but changes more than is needed"
-    return f"fits, but slower: {plan.estimate.seconds:.3g} s a step against {chosen.estimate.seconds:.3g} s"
+    mine, best = (f"{p.estimate.seconds:.3g} s a step" for p in (plan, chosen))
+    return f"fits, but slower: {mine} against {best.removesuffix(' a step')}" if mine != best else "fits, but no faster"
 
 
 def _needs(plan: Plan) -> int:

@@ -58,20 +58,23 @@ def largest(job: Job, workload: Workload, limits: Limits) -> Largest:
     Everything that the recipe leaves open is tried anew at each size.
     """
 
+    def fits(decision: Decision) -> bool:
+        return decision.fits
+
     def with_tokens(tokens: int) -> Decision:
         return decide(job, replace(workload, tokens=tokens, lengths=()), limits)
 
     def with_rows(rows: int) -> Decision:
         train = job.recipe.train.model_copy(update={"global_batch_size": rows})
         wider = replace(job, recipe=job.recipe.model_copy(update={"train": train}))
-        return decide(wider, replace(workload, rows=rows, lengths=()), limits)
+        return decide(wider, replace(workload, rows=rows, lengths=()), limits, divided=False)
 
     tokens: int | None = None
     longest = None
     if _has_lengths(job):
         most = job.card.max_length
-        tokens, longest = _most(with_tokens, job.card.special_tokens + 1, most, STEP, lambda d: d.fits)
-    rows, widest = _most(with_rows, 1, MOST_ROWS, 1, lambda d: d.fits and d.chosen.accumulation_steps == 1)
+        tokens, longest = _most(with_tokens, job.card.special_tokens + 1, most, STEP, fits)
+    rows, widest = _most(with_rows, 1, MOST_ROWS, 1, fits)
     return Largest(tokens, rows, longest, widest)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +62,7 @@ class Tracer:
     choose the very kernels of the CPU. For an accelerator both run on meta tensors with its kernels.
     """
 
-    def __init__(self, job: Job, workload: Workload, limits: Limits) -> None:
+    def __init__(self, job: Job, workload: Workload, limits: Limits, *, divided: bool = True) -> None:
         self.job = job
         self.workload = workload
         self.tokens = workload.tokens
@@ -75,16 +74,22 @@ class Tracer:
         self.searching: World = "meta" if on_cpu else "accelerator"
         self.confirming: World = "fake" if on_cpu else "accelerator"
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
+        self.divided = divided
         self._many: int | None = None
+        self._models: dict[int, Setup] = {}
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
     def warm_up(self) -> None:
         """Import what building the model imports, once for all processes that will trace it."""
-        _ = self._unchanged
+        self._unchanged(())
 
-    @functools.cached_property
-    def _unchanged(self) -> Setup:
-        return unchanged(self._shallow(())[0][0], self.job.task, torch.device("meta"))
+    def _unchanged(self, techniques: tuple[Technique, ...]) -> Setup:
+        """The model that is traced for the techniques, the shallower one of two, before any of them is applied."""
+        card = self._shallow(techniques)[0][0]
+        depth = 0 if card.depth is None else int(card.config[card.depth])
+        if depth not in self._models:
+            self._models[depth] = unchanged(card, self.job.task, torch.device("meta"))
+        return self._models[depth]
 
     def answer(self, question: Question) -> Answer:
         """What a question asks for, or the reason why it cannot be."""
@@ -96,7 +101,7 @@ class Tracer:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
         if self.kind is None and (moved := [t for t in free if t.moves_to_host]):
             return f"{moved[0].key} gains nothing: on a CPU, host and device are the same memory"
-        if refused := refusals(self._unchanged, sorted(techniques, key=lambda t: t.stage)):
+        if refused := refusals(self._unchanged(techniques), sorted(techniques, key=lambda t: t.stage)):
             return str(InputError(refused))
         try:
             return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
@@ -104,8 +109,8 @@ class Tracer:
             return str(error)
 
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
-        """The combination with every division of the global batch."""
-        sizes = _halvings(self.global_batch)
+        """The combination with every division of the global batch that there may be."""
+        sizes = _halvings(self.global_batch) if self.divided else [self.global_batch]
         counts = [-(-self.global_batch // size) for size in sizes]
         divisions = list(zip(sizes, counts, strict=True))
         try:
@@ -145,7 +150,7 @@ class Tracer:
         if self.kind is None:
             exact = Family(Tape.of(record), None, 0).estimate(0, size, max(count, steps), self.rates)
             estimate = replace(exact, seconds=plan.estimate.seconds)
-            footprint = Footprint.of(self.device, estimate.peak)
+            footprint = Footprint.of(self.device, estimate.peak, inside=max(r.beyond() for r in records))
         else:
             played = replay(record, expandable=grows(self.device))
             phases = {name: peak for name, peak in played.phases.items() if name != OUTSIDE}

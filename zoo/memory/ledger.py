@@ -38,7 +38,8 @@ class Record:
     `sizes[i]` is the bytes of storage `i`. `events` lists ``+(i + 1)`` where it came alive and ``-(i + 1)`` where
     it died, in order; `marks` lists (position in `events`, phase) where a phase began, `cost_marks` the
     position in `costs` at the same moments. Bytes are those of the device; what lies `BESIDE` it is not among them
-    (see `zoo.memory.allocator.on_host`).
+    (see `zoo.memory.allocator.on_host`). `inside` lists (position in `events`, bytes) where a kernel of the
+    CPU may take so much in no tensor at all.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Record:
     labels: dict[int, str] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     cost_marks: list[int] = field(default_factory=lambda: [0])
+    inside: list[tuple[int, int]] = field(default_factory=list)
 
     def deltas(self, sizes: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Signed bytes of every event, for other `sizes` where given."""
@@ -68,6 +70,11 @@ class Record:
         for (start, phase), (end, _) in zip(self.marks, [*self.marks[1:], (len(self.events), "")], strict=True):
             peaks[phase] = max(peaks[phase], int(alive[start : end + 1].max()))
         return dict(peaks)
+
+    def beyond(self) -> int:
+        """Bytes by which what kernels may take `inside` exceeds the highest peak."""
+        alive = np.concatenate([[0], np.cumsum(self.deltas())])
+        return max(0, *(int(alive[at]) + amount - int(alive.max()) for at, amount in self.inside), 0)
 
     def alive(self) -> int:
         """Bytes that are alive at the end."""

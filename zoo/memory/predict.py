@@ -83,22 +83,27 @@ class Footprint:
 
     @classmethod
     def of(
-        cls, device: Device, allocated: int, reserved: int | None = None, *, margin: float = PLAN_MARGIN
+        cls,
+        device: Device,
+        allocated: int,
+        reserved: int | None = None,
+        *,
+        margin: float = PLAN_MARGIN,
+        inside: int = 0,
     ) -> Footprint:
         """With what the device's process holds beside PyTorch's memory. Without `reserved`, the least it can be.
 
         On a GPU `reserved` may be off by `margin`, relative, and by a segment of the allocator, which is much of
-        little.
+        little. On the CPU kernels may take `inside` bytes more than tensors.
         """
         reserved = allocated if reserved is None else reserved
-        context, segment = context_of(device), LARGE_BUFFER
         if device.vendor == "host":
-            margin, segment = CPU_MARGIN, 0
-        ends = (
-            max(0, math.floor(reserved * (1 - margin)) - segment) + context,
-            math.ceil(reserved * (1 + margin)) + segment + context,
+            off = math.ceil(reserved * CPU_MARGIN)
+            return cls(allocated, reserved, reserved, (reserved - off, reserved + max(off, inside)))
+        context, off = context_of(device), math.ceil(reserved * margin) + LARGE_BUFFER
+        return cls(
+            allocated, reserved, reserved + context, (max(0, reserved - off) + context, reserved + off + context)
         )
-        return cls(allocated, reserved, reserved + context, ends)
 
 
 def context_of(device: Device) -> int:

@@ -28,6 +28,7 @@ from zoo.host import DEVICE, LINK, place
 from zoo.memory import accelerator, kernels
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
+from zoo.memory.leaves import tensors_in
 from zoo.memory.ledger import Ledger, Record
 from zoo.memory.values import Values
 from zoo.step import Phase, Setup, train_step
@@ -77,7 +78,22 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
     """A ledger under which autograd sums gradients as it does where nobody is watching."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return super().__torch_dispatch__(as_autograd_does(func, args, kwargs), types, args, kwargs)
+        out = super().__torch_dispatch__(as_autograd_does(func, args, kwargs), types, args, kwargs)
+        if func._schema.name in kernels.PRODUCTS and out.element_size() == 2:
+            self.record.inside.append((len(self.record.events), _inside_a_product(tensors_in(args)[-2:], out)))
+        return out
+
+
+PACKED = 4 * 2**20
+"""Bytes of parts of both factors that oneDNN has in another order at any time: 2.3 MB were seen, on two threads."""
+LONG = 1024
+"""Length of a sum from which on oneDNN keeps 16-bit results in fp32 until they are whole."""
+
+
+def _inside_a_product(factors: Sequence[torch.Tensor], out: torch.Tensor) -> int:
+    """Bytes that a 16-bit product may take in no tensor: least without AMX, most with it (seen with oneDNN 3.12)."""
+    copies = 2 * sum(factor.numel() for factor in factors)
+    return min(copies, PACKED) + (4 * out.numel() if factors[-1].shape[-2] > LONG else 0)
 
 
 class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
