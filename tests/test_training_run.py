@@ -18,6 +18,7 @@ from small_models import SCRATCH
 from zoo.recipe import Train
 from zoo.training import loop
 from zoo.training.files import RunFolder
+from zoo.training.loop import Loop
 from zoo.training.run import Finished, train
 from zoo.training.schedule import learning_rate
 from zoo.training.watcher import Watcher
@@ -99,6 +100,24 @@ def judged(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Validation during training comes out as `values`, one after the other; what is tested at the end is real."""
     told = iter(values)
     monkeypatch.setattr(loop.Loop, "_score", lambda self: {self.task.monitor: next(told)})
+
+
+def test_memory_beyond_the_budget_that_no_tensor_holds_is_told(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels take some inside themselves, which the guard of the budget cannot see, and the profiler does."""
+    original = Loop.run
+
+    def more(self: Loop) -> Any:
+        done = original(self)
+        done.measured["forward"] += 2**30
+        return done
+
+    changes = {"budget.device": "1GiB", "train.max_steps": 2}
+    assert not [note for note in run(recipes, "usual", changes).summary["notes"] if note.startswith("memory:")]
+    monkeypatch.setattr(Loop, "run", more)
+    (note,) = [n for n in run(recipes, "more", changes).summary["notes"] if n.startswith("memory:")]
+    assert "MiB beyond the budget: what kernels took inside" in note
 
 
 def test_the_best_model_is_the_one_that_is_saved_and_tested(recipes: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:

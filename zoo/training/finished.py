@@ -15,6 +15,8 @@ from torch import nn
 from zoo.data.tables import CORE_SUFFIXES, read_table, write_table
 from zoo.domain import Scores
 from zoo.errors import InputError
+from zoo.places import Place
+from zoo.places import path as local_path
 from zoo.recipe import Recipe, Split
 from zoo.recipe_file import RecipeFile, changed
 from zoo.resolve import Job, resolve
@@ -114,8 +116,10 @@ class Run:
             for part, examples in parts.items()
         }
 
-    def evaluate_file(self, path: Path) -> dict[str, float]:
+    def evaluate_file(self, path: Place) -> dict[str, float]:
         """Metrics on a file that has the target column too, the number of `rows` in them and of `rows_skipped`."""
+        if not hasattr(self.job.task, "predict_file"):
+            path = local_path(path, "tables")
         # all rows are scored, repeated ones too, whatever split the recipe asks for
         split = Split(method="random", fractions=(1.0, 0.0, 0.0))
         changes = {"source": None, "path": str(path), "split": split, "duplicates": "keep"}
@@ -144,7 +148,7 @@ def _values(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="Int64" if whole else None)
 
 
-def predict_file(run: Run, source: Path, target: Path, left_out: dict[str, int] | None = None) -> tuple[int, int]:
+def predict_file(run: Run, source: Place, target: Path, left_out: dict[str, int] | None = None) -> tuple[int, int]:
     """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
 
     What a task leaves out for other reasons is counted in `left_out` by reason.
@@ -155,6 +159,7 @@ def predict_file(run: Run, source: Path, target: Path, left_out: dict[str, int] 
         if left_out is not None:
             left_out.update(others)
         return rows, unread
+    source = local_path(source, "tables")
     kind = target.suffix.lower()
     if kind not in CORE_SUFFIXES:
         kinds = ", ".join(CORE_SUFFIXES)
@@ -171,7 +176,7 @@ def predict_file(run: Run, source: Path, target: Path, left_out: dict[str, int] 
 
 
 def score_file(
-    run: Run, forecast: Path | None, truth: Path | None, target: Path | None = None, picture: Path | None = None
+    run: Run, forecast: Place | None, truth: Place | None, target: Path | None = None, picture: Path | None = None
 ) -> Scores:
     """Score forecasts in a file against a file of what came; all scores go to `target`, curves to `picture`.
 

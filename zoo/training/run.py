@@ -155,6 +155,11 @@ def _train(
         save_model(setup, folder.model)
         micro = done.micro_batch_size or decision.chosen.micro_batch_size
         metrics, table = _test(setup, job, data, replace(decision.chosen, micro_batch_size=micro), longest)
+    if device.type == "cpu" and (over := max(done.measured.values(), default=0) - decision.limits.device_bytes) > 0:
+        setup.notes.append(
+            f"memory: at its peak the profiler saw {format_bytes(over)} beyond the budget: what kernels took inside, "
+            "in none of the tensors that the budget is enforced for"
+        )
     _write_predictions(folder, table)
     if (keep := getattr(job.task, "save_files", None)) is not None:
         keep(folder.path)
