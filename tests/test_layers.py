@@ -20,7 +20,7 @@ DOMAINS = sorted(PROJECT["entry-points"]["zoo.domains"])
 TECHNIQUES = "zoo.techniques.*"
 HEAVY = ("torch", "transformers", "peft", "pandas", "sklearn", "scipy", "rdkit", "biotite", "huggingface_hub")
 
-FACTS = ("zoo.errors", "zoo.units", "zoo.resources")
+FACTS = ("zoo.errors", "zoo.units", "zoo.resources", "zoo.places")
 SHAPES = ("zoo.card", "zoo.domain", "zoo.strict_yaml", "zoo.explain", "zoo.recipe", "zoo.recipe_file")
 DATA = ("zoo.data", "zoo.data.*")
 TASKS = ("zoo.tasks", "zoo.tasks.*")

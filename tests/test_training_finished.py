@@ -50,6 +50,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------- predicting
 
 
+def test_tables_are_not_read_from_addresses(opened: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^s3://b/in.csv: tables are not read from an address; copy the file to this"):
+        predict_file(opened, "s3://b/in.csv", tmp_path / "out.csv")
+    with pytest.raises(InputError, match=r"^file:///in.csv: tables are not read from an address; say /in.csv$"):
+        opened.evaluate_file("file:///in.csv")
+
+
 def test_predictions_keep_rows_order_and_columns_and_name_what_cannot_be_read(opened: Run, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text('id,sequence,note\n007,KRKRAG,"a, b"\n2,A1,NA\n3,,\n4,dedeag,1e5\n4,DEDEAG,\n')

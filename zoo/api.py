@@ -14,6 +14,7 @@ from zoo.card import ModelCard, load_ref
 from zoo.domain import Head, Tokenizer, find_model
 from zoo.domain import models as _models
 from zoo.errors import InputError
+from zoo.places import target as written
 from zoo.plans import Decision
 from zoo.resolve import load_job
 from zoo.step import materialise, storage_free
@@ -76,7 +77,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a recipe; returns the run's summary. Raises as `zoo.training.run.train` does."""
     job = load_job(recipe, overrides, budget=budget, gpu=gpu, max_steps=max_steps)
-    folder = None if output is None else Path(output)
+    folder = None if output is None else written(output)
     return _run.train(job, output=folder, resume=resume, with_baselines=baselines).summary
 
 
@@ -90,7 +91,7 @@ def predict(
     if isinstance(run, Run) and overrides:
         raise InputError("overrides: the run is open already; give its folder instead, or open it with Run.open")
     opened = run if isinstance(run, Run) else Run.open(Path(run), overrides=overrides)
-    return predict_file(opened, Path(source), Path(target))
+    return predict_file(opened, source, written(target))
 
 
 def evaluate(run: str | Path | Run) -> dict[str, dict[str, float]]:

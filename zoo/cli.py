@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoo.places import target
+
 if TYPE_CHECKING:
     from zoo.resolve import Job
 
@@ -37,6 +39,7 @@ Overrides = Annotated[
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="Device memory, for example 8GiB.")]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for this device by name, or auto.")]
 _TOLD = "An option that is for predicting: --set task.forecast.ensemble.members=8"
+_TO: dict[str, Any] = {"parser": target, "metavar": "PATH"}
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
@@ -213,7 +216,7 @@ def train(
     budget: BudgetOption = None,
     gpu: GpuOption = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many updates.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", **_TO, help="The run's folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also train from random weights and run the domain's floors.")
@@ -240,8 +243,8 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="What to write: CSV, TSV, Parquet; NetCDF, Zarr.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
+    output: Annotated[Path, typer.Option("--output", "-o", **_TO, help="CSV, TSV, Parquet; NetCDF, Zarr.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help=_TOLD, metavar="A.B=V")] = None,
     as_json: Json = False,
 ) -> None:
@@ -266,10 +269,10 @@ def predict(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    source: Annotated[Path | None, typer.Argument(metavar="[INPUT]", help="A file with inputs and targets.")] = None,
-    forecast: Annotated[Path | None, typer.Option("--forecast", help="Score this file; INPUT is what came.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Its scores, as NetCDF.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Its errors by lead time, as PNG.")] = None,
+    source: Annotated[str | None, typer.Argument(metavar="[INPUT]", help="A file with inputs and targets.")] = None,
+    forecast: Annotated[str | None, typer.Option("--forecast", help="Score this file; INPUT is what came.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", **_TO, help="Its scores, as NetCDF.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", **_TO, help="Its errors by lead time, as PNG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on its own test part, or on a file of yours; or forecasts of a file against what came."""

@@ -6,13 +6,13 @@ import contextlib
 import difflib
 import glob
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import InputError
+from zoo.places import is_url
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +22,6 @@ ENGINES = {"netcdf": "netCDF4", "zarr": "zarr", "grib": "cfgrib"}
 
 _EXTRA = {"netcdf": "meteorology", "zarr": "meteorology", "grib": "grib"}
 _GRIB = (".grib", ".grb", ".grib2", ".grb2")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,6 @@ class File:
     variables: Mapping[str, Meaning] = field(default_factory=dict)
     select: Mapping[str, Any] = field(default_factory=dict)
     storage: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_url(path: str) -> bool:
-    return _URL.match(path) is not None
 
 
 def expand(file: File) -> list[str]:

@@ -19,6 +19,7 @@ from zoo.errors import InputError
 from zoo.meteorology.files import open_dataset
 from zoo.meteorology.names import field_name, parse_field, variable_named
 from zoo.meteorology.verification import MEMBERS
+from zoo.places import Place, is_url
 
 DIMENSIONS = ("time", "prediction_timedelta", "number", "level", "latitude", "longitude")
 _SECOND = np.timedelta64(1, "s")
@@ -119,12 +120,15 @@ def check_forecast(dataset: xr.Dataset, where: str = "forecast") -> None:
         raise InputError(problems)
 
 
-def read_forecast(path: Path | str) -> xr.Dataset:
-    """A forecast file, lazily. Raises `InputError` where it cannot be opened or is no forecast (`check_forecast`)."""
-    place = Path(path).expanduser()
-    if not place.exists():
+def read_forecast(path: Place) -> xr.Dataset:
+    """A forecast file, or a store at an address, lazily.
+
+    Raises `InputError` where it cannot be opened or is no forecast (`check_forecast`).
+    """
+    place = str(path) if is_url(str(path)) else str(Path(path).expanduser())
+    if not is_url(place) and not Path(place).exists():
         raise InputError(f"{place}: no such file or folder")
-    dataset = open_dataset(str(place))
+    dataset = open_dataset(place)
     lead = dataset.get("prediction_timedelta")
     if lead is not None and lead.dtype.kind in "if":
         size = {"hours": 3600, "hour": 3600, "h": 3600, "minutes": 60, "seconds": 1, "days": 86400, "nanoseconds": 1e-9}
@@ -134,7 +138,7 @@ def read_forecast(path: Path | str) -> xr.Dataset:
         steps = np.round(lead.values * (size[unit] * 1e9)).astype("timedelta64[ns]")
         attributes = {name: value for name, value in lead.attrs.items() if name not in ("units", "dtype")}
         dataset = dataset.assign_coords(prediction_timedelta=("prediction_timedelta", steps, attributes))
-    check_forecast(dataset, str(place))
+    check_forecast(dataset, place)
     return dataset
 
 

@@ -23,6 +23,7 @@ from zoo.meteorology.names import parse_field, variable_named
 from zoo.meteorology.perturbations import Perturbations, perturbed
 from zoo.meteorology.rollout import ways
 from zoo.meteorology.times import MONTH_HOURS, TimeAxis, later, real_date, time_axis
+from zoo.places import Place, local
 
 if TYPE_CHECKING:
     from zoo.data.prepare import Data
@@ -47,7 +48,7 @@ class Made:
 
 
 def predict_file(
-    task: Forecast, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path
+    task: Forecast, request: DataRequest, model: nn.Module, device: torch.device, source: Place, target: Path
 ) -> tuple[int, int, dict[str, int]]:
     """Forecast from every time of a file, to NetCDF or Zarr.
 
@@ -69,7 +70,8 @@ def predict_file(
     fields = series[0]
     task.inputs.settle(request.card, task.predicts)
     given = task.of_file(fields)
-    if source.exists() and target.exists() and target.samefile(source):
+    mine = local(source)
+    if mine and mine.exists() and target.exists() and target.samefile(mine):
         raise InputError(f"{target}: is the input itself; write the forecast to another file")
     if task.ensemble is not None:
         task.ensemble.check(task.grid)

@@ -20,6 +20,7 @@ import xarray as xr
 from zoo.errors import InputError, ZooError
 from zoo.meteorology.forecast_file import DIMENSIONS, check_forecast
 from zoo.meteorology.verification import MEMBERS
+from zoo.places import target as local_target
 
 _EPOCH = np.datetime64("1970-01-01T00:00:00", "ns")
 _SECOND = np.timedelta64(1, "s")
@@ -52,13 +53,13 @@ class ForecastWriter:
     `path` ends in ``.nc`` (NetCDF) or ``.zarr`` (a folder); each start, lead time and member is stored by itself. A
     part has starts with all members, or some members of one start, after those that were written before. Until the
     block ends, everything is under a hidden name beside `path`; it is renamed when all of it is on the disk, and
-    deleted where the block raises. Raises `InputError` for another ending, for a `path` that exists unless
-    `overwrite`, for parts that are no forecasts, that differ in anything but their starts and members or are out of
-    order, where members of a start are missing, and where there were none; `ZooError` where it cannot be written.
+    deleted where the block raises. Raises `InputError` for another ending or an address, for a `path` that exists
+    unless `overwrite`, for parts that are no forecasts, that differ in anything but their starts and members or are out
+    of order, where members of a start are missing, and where there were none; `ZooError` where it cannot be written.
     """
 
     def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = local_target(path).expanduser().absolute()
         self.overwrite = overwrite
         if self.path.suffix not in (".nc", ".zarr"):
             raise InputError(f"{self.path}: forecasts are written to a name that ends in .nc (NetCDF) or .zarr (Zarr)")

@@ -31,6 +31,7 @@ from zoo.meteorology.learned import Learned, Predicts
 from zoo.meteorology.perturbations import Ensemble
 from zoo.meteorology.rollout import roll_out, ways
 from zoo.meteorology.scores import latitude_weights
+from zoo.places import Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -367,7 +368,7 @@ class Forecast:
         self.learned.load(folder, self.grid)
 
     def predict_file(
-        self, request: DataRequest, model: nn.Module, device: torch.device, source: Path, target: Path
+        self, request: DataRequest, model: nn.Module, device: torch.device, source: Place, target: Path
     ) -> tuple[int, int, dict[str, int]]:
         """See `zoo.meteorology.forecast_runs.predict_file`."""
         from zoo.meteorology.forecast_runs import predict_file
@@ -375,7 +376,7 @@ class Forecast:
         return predict_file(self, request, model, device, source, target)
 
     def score_file(
-        self, request: DataRequest, forecast: Path, truth: Path, target: Path | None, picture: Path | None
+        self, request: DataRequest, forecast: Place, truth: Place, target: Path | None, picture: Path | None
     ) -> Scores:
         """See `zoo.meteorology.scoring.score_file`."""
         from zoo.meteorology.scoring import score_file

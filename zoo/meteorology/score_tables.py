@@ -18,6 +18,7 @@ from zoo.meteorology.evaluation import CLIMATOLOGY, FORECAST
 from zoo.meteorology.names import field_name
 from zoo.meteorology.skill_plot import draw_skill
 from zoo.meteorology.times import MONTH_HOURS
+from zoo.places import Place, local
 
 Row = dict[str, Any]
 
@@ -124,12 +125,13 @@ def lead_in_words(hours: float, unit: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- kept
 
 
-def scores_file(path: Path, read: Sequence[Path]) -> Path:
+def scores_file(path: Path, read: Sequence[Place]) -> Path:
     """Where scores are written. Raises `InputError` for another ending than ``.nc``, and for one of the files read."""
     target = path.expanduser().absolute()
     if target.suffix != ".nc":
         raise InputError(f"{path}: scores are written as NetCDF; give a name that ends in .nc")
-    if any(other.exists() and target.exists() and target.samefile(other) for other in read):
+    mine = [other for one in read if (other := local(one)) and other.exists()]
+    if target.exists() and any(target.samefile(other) for other in mine):
         raise InputError(f"{path}: is one of the files that are scored; write the scores to another file")
     return target
 

@@ -19,7 +19,7 @@ from zoo.errors import InputError, counted, unknown
 from zoo.meteorology.archive import check_grid, describe_files, open_series
 from zoo.meteorology.evaluation import FORECAST, Came, Recent, gather
 from zoo.meteorology.fields import Fields
-from zoo.meteorology.files import open_dataset
+from zoo.meteorology.files import expand, open_dataset
 from zoo.meteorology.forecast_file import read_forecast
 from zoo.meteorology.grids import Grid, file_grid
 from zoo.meteorology.names import field_name, levels_hpa, parse_field, unit_key, variable_named
@@ -27,6 +27,7 @@ from zoo.meteorology.pictures import png
 from zoo.meteorology.score_tables import draw_scores, save_scores, scores_file, told
 from zoo.meteorology.times import MONTH_HOURS, date_label, later, real_date
 from zoo.meteorology.verification import Verification
+from zoo.places import Place
 
 if TYPE_CHECKING:
     from zoo.domain import DataRequest
@@ -50,7 +51,7 @@ class Array:
 
 
 def score_file(
-    task: Forecast, request: DataRequest, forecast: Path, truth: Path, target: Path | None, picture: Path | None
+    task: Forecast, request: DataRequest, forecast: Place, truth: Place, target: Path | None, picture: Path | None
 ) -> Scores:
     """Scores of the forecasts of a file, of one or of many members, against the states of `truth`.
 
@@ -88,7 +89,7 @@ def score_file(
 # ------------------------------------------------------------------------------------------------------ the forecast
 
 
-def _forecast(task: Forecast, path: Path) -> tuple[xr.Dataset, list[Array]]:
+def _forecast(task: Forecast, path: Place) -> tuple[xr.Dataset, list[Array]]:
     """A forecast file on the run's grid, with names of the table and levels in hPa; and what is in it."""
     dataset = read_forecast(path)
     if "level" in dataset.coords:
@@ -116,7 +117,7 @@ def _forecast(task: Forecast, path: Path) -> tuple[xr.Dataset, list[Array]]:
     return _on(task.grid, dataset, path), found
 
 
-def _on(grid: Grid, dataset: xr.Dataset, path: Path) -> xr.Dataset:
+def _on(grid: Grid, dataset: xr.Dataset, path: Place) -> xr.Dataset:
     """A dataset in the order of a grid. Raises `InputError` where it has other points."""
     mine = file_grid(str(path), dataset["latitude"].values, dataset["longitude"].values)
     rows = np.abs(np.subtract.outer(grid.latitudes, mine.latitudes))
@@ -131,10 +132,10 @@ def _on(grid: Grid, dataset: xr.Dataset, path: Path) -> xr.Dataset:
 # -------------------------------------------------------------------------------------------------------- what came
 
 
-def _truth(task: Forecast, request: DataRequest, path: Path, arrays: list[Array]) -> Fields:
+def _truth(task: Forecast, request: DataRequest, path: Place, arrays: list[Array]) -> Fields:
     """The states to score against, on the run's grid."""
     files = describe_files(str(path), task.wanted.files, request.recipe.data.columns)
-    if Path(files[0].path).exists() and "prediction_timedelta" in open_dataset(files[0].path).dims:
+    if "prediction_timedelta" in open_dataset(expand(files[0])[0]).dims:
         raise InputError(
             f"{path}: holds forecasts (it has a dimension prediction_timedelta), not what came; give the file of "
             "states first, and that of the forecasts after --forecast"

@@ -1,0 +1,125 @@
+"""Files given to a finished run, other than those of training: at addresses, of other names, with broken times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import xarray as xr
+from forecasts import Forecasts, waves
+from typer.testing import CliRunner
+
+import zoo
+from zoo.cli import app
+from zoo.errors import InputError
+from zoo.meteorology.forecast_file import read_forecast
+from zoo.training.run import train
+
+pytestmark = pytest.mark.usefixtures("traced_once")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Forecasts:
+    found = Forecasts(tmp_path_factory.mktemp("given"))
+    found.data()
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(made: Forecasts) -> Path:
+    return train(made.job(climatology="all"), output=made.folder / "run").folder.path
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Of a store with nine states of the test part, as all stores are reached through fsspec."""
+    yield written("memory://given/states.zarr", states())
+    fsspec.filesystem("memory").rm("/given", recursive=True)
+
+
+def states() -> xr.Dataset:
+    return waves().isel(time=slice(51, 60))
+
+
+def written(address: str, data: xr.Dataset) -> str:
+    data.drop_encoding().to_zarr(address, mode="w", zarr_format=2, consolidated=True)
+    return address
+
+
+def said(*arguments: Any) -> Any:
+    """What the command line prints for machines."""
+    found = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def refused(*arguments: Any) -> str:
+    found = CliRunner().invoke(app, [*map(str, arguments)])
+    assert isinstance(found.exception, InputError), found.output
+    return str(found.exception)
+
+
+# ---------------------------------------------------------------------------------------------------------- addresses
+
+
+def test_stores_at_addresses_are_forecast_from_and_scored(made: Forecasts, run: Path, address: str) -> None:
+    here = made.data(states(), "states.nc")
+    for source, name in ((here, "here.nc"), (address, "there.nc")):
+        assert said("predict", run, source, "-o", made.folder / name)["rows"] == 9
+    one, other = (read_forecast(made.folder / name) for name in ("here.nc", "there.nc"))
+    xr.testing.assert_equal(one, other)
+    scored = said("evaluate", run, here, "--forecast", made.folder / "here.nc")
+    forecast = written("memory://given/forecast.zarr", one.assign_coords(prediction_timedelta=[6]).load())
+    with pytest.raises(InputError, match=r'memory://given/forecast.zarr: prediction_timedelta is in ""; expected one'):
+        read_forecast(forecast)
+    one["prediction_timedelta"] = ("prediction_timedelta", [6], {"units": "hours"})
+    written(forecast, one)
+    again = said("evaluate", run, address, "--forecast", forecast)
+    assert sorted(again["scores"], key=str) == sorted(scored["scores"], key=str), "a store has another order of names"
+    assert (again["truth"], again["forecast"]) == (address, forecast)
+    alone = said("evaluate", run, address)
+    assert alone == {address: next(iter(said("evaluate", run, here).values()))}
+    assert zoo.predict(run, address, made.folder / "called.nc") == (9, 0)
+
+
+def test_an_address_of_nothing_is_refused_as_it_was_given(made: Forecasts, run: Path, address: str) -> None:
+    absent = "memory://given/absent.zarr"
+    for arguments in (("predict", run, absent, "-o", made.folder / "x.nc"), ("evaluate", run, absent),
+                      ("evaluate", run, address, "--forecast", absent)):  # fmt: skip
+        assert f"{absent}: cannot be opened as zarr" in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"),
+    [
+        ("s3://bucket/x.zarr", "write to this machine, and copy what was written"),
+        ("file:///tmp/a%20b/x.zarr", "say /tmp/a b/x.zarr"),
+    ],
+)
+def test_nothing_is_written_to_an_address(
+    made: Forecasts, run: Path, address: str, instead: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = made.data(states(), "states.nc")
+    recipe = made.write()
+    for arguments in (
+        ("predict", run, source, "-o", address), ("train", recipe, "-o", address),
+        ("evaluate", run, source, "--forecast", source, "-o", address),
+        ("evaluate", run, source, "--forecast", source, "--plot", address),
+    ):  # fmt: skip
+        assert refused(*arguments) == f"{address}: nothing is written to an address; {instead}"
+    with pytest.raises(InputError, match="nothing is written to an address"):
+        zoo.predict(run, source, address)
+    assert not list(tmp_path.iterdir()), "nor to a folder of that name"
+
+
+def test_an_address_on_this_machine_is_not_written_over_while_it_is_read(made: Forecasts, run: Path) -> None:
+    store = made.folder / "own.zarr"
+    written(str(store), states())
+    message = "is the input itself; write the forecast to another file"
+    assert message in refused("predict", run, f"file://{store}", "-o", store)
+    assert said("predict", run, f"file://{store}", "-o", made.folder / "from_own.nc")["rows"] == 9
