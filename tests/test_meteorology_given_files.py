@@ -123,3 +123,51 @@ def test_an_address_on_this_machine_is_not_written_over_while_it_is_read(made: F
     message = "is the input itself; write the forecast to another file"
     assert message in refused("predict", run, f"file://{store}", "-o", store)
     assert said("predict", run, f"file://{store}", "-o", made.folder / "from_own.nc")["rows"] == 9
+
+
+# -------------------------------------------------------------------------------------------------------- other names
+
+
+@pytest.fixture(scope="module")
+def told(made: Forecasts) -> Path:
+    """A run on files that say little, of which its recipe says the rest."""
+    for name, variable, field in (("t500_all", "tt", "t"), ("z500_all", "hgt", "z")):
+        made.data(bare(waves(), variable, field), f"{name}.nc")
+    files = {
+        "t500*.nc": {"tt": {"name": "temperature", "level": 500, "unit": "K"}},
+        "z500*.nc": {"hgt": {"name": "geopotential", "level": 500, "unit": "m2 s-2"}},
+    }
+    job = made.job(data=made.folder / "[tz]500_all.nc", files=files, climatology="all")
+    return train(job, output=made.folder / "told").folder.path
+
+
+def bare(data: xr.Dataset, variable: str, field: str) -> xr.Dataset:
+    """One field at 500 hPa, of which nothing is said."""
+    found = data[[field]].sel(level=500, drop=True).rename({field: variable})
+    found[variable].attrs = {}
+    return found
+
+
+def test_files_of_other_names_than_those_of_training_are_forecast_and_scored(made: Forecasts, told: Path) -> None:
+    plain = made.data(states(), "states.nc")
+    for name, variable, field in (("t500_new", "tt", "t"), ("z500_new", "hgt", "z")):
+        made.data(bare(states(), variable, field), f"{name}.nc")
+    half = made.data(xr.merge([bare(states(), "tt", "t"), states()[["z"]].sel(level=[500])]), "t500_half.nc")
+    first, *others = (plain, made.folder / "[tz]500_new.nc", half)
+    assert said("predict", told, first, "-o", made.folder / "plain.nc")["rows"] == 9
+    scored = said("evaluate", told, first, "--forecast", made.folder / "plain.nc")
+    alone = next(iter(said("evaluate", told, first).values()))
+    for other in others:
+        assert said("predict", told, other, "-o", made.folder / "other.nc")["rows"] == 9
+        xr.testing.assert_equal(*(read_forecast(made.folder / name) for name in ("plain.nc", "other.nc")))
+        again = said("evaluate", told, other, "--forecast", made.folder / "plain.nc")
+        assert again["scores"] == scored["scores"]
+        assert next(iter(said("evaluate", told, other).values())) == alone
+
+
+def test_in_training_a_pattern_or_a_variable_that_is_not_there_is_an_error(made: Forecasts) -> None:
+    told = {"t": {"unit": "K"}}
+    with pytest.raises(InputError, match=r"task: files: u500\*.nc: no file of .*waves.nc has such a name"):
+        made.prepared(files={"u500*.nc": told, "waves.nc": told}, climatology="all")
+    with pytest.raises(InputError, match=r'waves.nc: "tt" is not a known variable of the file'):
+        made.prepared(files={"waves.nc": {"tt": {"unit": "K"}}}, climatology="all")

@@ -65,7 +65,7 @@ def open_archive(request: DataRequest, fetch: Callable[[Source], Path], wanted: 
     found: list[Fields] = []
     for key, path in places.items():
         label = f"{request.dataset.name} {key}" if request.dataset and len(places) > 1 else None
-        files = describe_files(path, wanted.files, spec.columns)
+        files = describe_files(path, wanted.files, spec.columns, training=spec.split.method in SPLITS)
         found += open_series(files, wanted.fields, request.card, wanted.box, broken=spec.unreadable, label=label)
     return found
 
@@ -93,18 +93,22 @@ def open_series(
     )
 
 
-def describe_files(path: str, files: Files, columns: Mapping[str, str]) -> list[File]:
-    """What a path or a pattern stands for, with what the recipe says of its files that they do not say themselves."""
+def describe_files(path: str, files: Files, columns: Mapping[str, str], *, training: bool) -> list[File]:
+    """What a path or a pattern stands for, with what the recipe says of its files that they do not say themselves.
+
+    Raises `InputError` in `training` for a pattern of file names that is not used; other files may have other names,
+    and need not be spoken of.
+    """
     named = {name: Meaning(name=variable) for variable, name in columns.items()}
     if not files:
-        return [File(path, named)]
+        return [File(path, named, lenient=not training)]
     found, unused = [], set(files)
     for place in expand(File(path)):
         patterns = [pattern for pattern in files if fnmatch.fnmatch(Path(place).name, pattern)]
         unused -= set(patterns)
         told = {name: Meaning(**facts) for pattern in patterns for name, facts in files[pattern].items()}
-        found.append(File(place, {**named, **told}))
-    if unused:
+        found.append(File(place, {**named, **told}, lenient=not training))
+    if unused and training:
         raise InputError(f"task: files: {', '.join(sorted(unused))}: no file of {path} has such a name")
     return found
 

@@ -93,8 +93,8 @@ def contents(path: str, data: xr.Dataset, file: File) -> Contents:
     """What an open file holds, read with what the recipe says about it.
 
     Variables without latitude and longitude are no fields and are left aside with the reason in `ignored`. Raises
-    `InputError` for a grid or levels that cannot be read, for names in the recipe that the file does not have, for
-    a dimension of which one must be chosen, and for two variables that mean the same field.
+    `InputError` for a grid or levels that cannot be read, for names in the recipe that the file does not have (unless
+    `file` is lenient), for a dimension of which one must be chosen, and for two variables that mean the same field.
     """
     problems = [
         unknown(path, "variable of the file", name, [str(v) for v in data.data_vars])
@@ -104,6 +104,8 @@ def contents(path: str, data: xr.Dataset, file: File) -> Contents:
     problems += [
         unknown(path, "dimension of the file", d, map(str, data.sizes)) for d in file.select if d not in data.sizes
     ]
+    if file.lenient:
+        problems = []
     kinds = {str(dim): _kind(data, dim) for dim in data.sizes}
     stored: list[Stored] = []
     ignored: dict[str, str] = {}

@@ -39,12 +39,14 @@ class File:
 
     `variables`: name in the file -> what it means. `select`: dimension -> the coordinate's value to take, for
     dimensions that are neither time, level, place nor member (``{"expver": 1}``). `storage` goes to fsspec.
+    `lenient`: what is said of a variable or dimension that the file lacks is no error.
     """
 
     path: str
     variables: Mapping[str, Meaning] = field(default_factory=dict)
     select: Mapping[str, Any] = field(default_factory=dict)
     storage: Mapping[str, Any] = field(default_factory=dict)
+    lenient: bool = False
 
 
 def expand(file: File) -> list[str]:

@@ -59,11 +59,8 @@ def predict_file(
     forecasts, whatever the number of members. Raises `InputError` for files that lack a field or are on another grid,
     for more members than one in them, with no time to forecast from, and as `ForecastWriter` and `Ensemble.check` do.
     """
-    wanted = request.recipe.data
-    series = open_series(
-        describe_files(str(source), task.wanted.files, wanted.columns), task.variables, request.card, task.wanted.box,
-        broken="skip",
-    )  # fmt: skip
+    files = describe_files(str(source), task.wanted.files, request.recipe.data.columns, training=False)
+    series = open_series(files, task.variables, request.card, task.wanted.box, broken="skip")
     if len(series) > 1:
         labels = ", ".join(fields.label for fields in series)
         raise InputError(f"{source}: has {len(series)} members ({labels}); give a file of one of them at a time")

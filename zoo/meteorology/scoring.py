@@ -134,7 +134,7 @@ def _on(grid: Grid, dataset: xr.Dataset, path: Place) -> xr.Dataset:
 
 def _truth(task: Forecast, request: DataRequest, path: Place, arrays: list[Array]) -> Fields:
     """The states to score against, on the run's grid."""
-    files = describe_files(str(path), task.wanted.files, request.recipe.data.columns)
+    files = describe_files(str(path), task.wanted.files, request.recipe.data.columns, training=False)
     if "prediction_timedelta" in open_dataset(expand(files[0])[0]).dims:
         raise InputError(
             f"{path}: holds forecasts (it has a dimension prediction_timedelta), not what came; give the file of "
