@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import xarray as xr
+import yaml
 from forecasts import Forecasts, waves
 from typer.testing import CliRunner
 
@@ -171,3 +174,35 @@ def test_in_training_a_pattern_or_a_variable_that_is_not_there_is_an_error(made:
         made.prepared(files={"u500*.nc": told, "waves.nc": told}, climatology="all")
     with pytest.raises(InputError, match=r'waves.nc: "tt" is not a known variable of the file'):
         made.prepared(files={"waves.nc": {"tt": {"unit": "K"}}}, climatology="all")
+
+
+# ------------------------------------------------------------------------------------------------ dimensions and kinds
+
+
+def test_a_dimension_of_which_one_must_be_chosen_is_chosen_as_the_error_says(made: Forecasts, tmp_path: Path) -> None:
+    first, second = waves(), waves(seed=1)
+    moving = [one[["t", "z"]] for one in (first, second)]
+    source = made.data(xr.concat(moving, "expver").assign_coords(expver=[1, 5]), "versions.nc")
+    with pytest.raises(InputError) as error:
+        made.prepared(data=source, climatology="all")
+    advice = re.search(r"or say in the recipe's task which, for example files: (.*?}}})", str(error.value))
+    assert advice is not None, str(error.value)
+    assert advice[1] == '{"versions.nc": {expver: {select: 1}}}'
+    for files, own in ((yaml.safe_load(advice[1]), first), ({"*.nc": {"expver": {"select": 5}}}, second)):
+        task, data = made.prepared(data=source, climatology="all", files=files)
+        batch = task.collate(data.test[:1], [0], None)
+        start = np.datetime64(data.test[0].text)
+        wanted = own["t"].sel(time=start + np.timedelta64(6, "h"), level=500).values
+        assert np.array_equal(batch.targets[0, 0, 0].numpy(), wanted)
+    with pytest.raises(InputError, match=r"variable t: expver = '1' is not there \(there: 1, 5\)"):
+        made.prepared(data=source, climatology="all", files={"*.nc": {"expver": {"select": "1"}}})
+    with pytest.raises(InputError, match=r'waves.nc: "expver" is not a known dimension of the file'):
+        made.prepared(climatology="all", files={"*.nc": {"expver": {"select": 1}}})
+
+
+def test_forecasts_are_not_taken_for_states(made: Forecasts, run: Path) -> None:
+    source = made.data(states(), "states.nc")
+    said("predict", run, source, "-o", made.folder / "said.nc")
+    message = "said.nc: holds forecasts (it has a dimension prediction_timedelta), not states; to score them give the"
+    assert message in refused("evaluate", run, made.folder / "said.nc")
+    assert message in refused("predict", run, made.folder / "said.nc", "-o", made.folder / "again.nc")

@@ -453,7 +453,7 @@ def test_units_of_fields_that_no_table_knows_must_agree(made: Forecasts, another
 
 def test_files_in_each_others_place_are_noticed(scored: Scored) -> None:
     with pytest.raises(
-        InputError, match=r"alone.nc: holds forecasts \(it has a dimension prediction_timedelta\), not wha"
+        InputError, match=r"alone.nc: holds forecasts \(it has a dimension prediction_timedelta\), not sta"
     ):
         scored.facts(truth=scored.alone)
     with pytest.raises(InputError, match=r'states.nc: no dimension "prediction_timedelta"'):

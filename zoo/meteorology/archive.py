@@ -40,8 +40,9 @@ LATITUDE, WEST = "ascending", 0.0
 class Wanted:
     """What to read: fields, a region, what files do not say about themselves, and how the times are divided.
 
-    `files`: pattern of file names -> variable in the file -> ``name``, ``level`` (hPa), ``unit``. `years` and `series`
-    divide the times in other ways than the fractions of the recipe.
+    `files`: pattern of file names -> variable in the file -> ``name``, ``level`` (hPa), ``unit``; or dimension in the
+    file -> ``unit``, or the coordinate's value to ``select`` (``expver: {select: 1}``). `years` and `series` divide the
+    times in other ways than the fractions of the recipe.
     """
 
     fields: tuple[str, ...]
@@ -106,8 +107,13 @@ def describe_files(path: str, files: Files, columns: Mapping[str, str], *, train
     for place in expand(File(path)):
         patterns = [pattern for pattern in files if fnmatch.fnmatch(Path(place).name, pattern)]
         unused -= set(patterns)
-        told = {name: Meaning(**facts) for pattern in patterns for name, facts in files[pattern].items()}
-        found.append(File(place, {**named, **told}, lenient=not training))
+        told, select = dict(named), {}
+        for name, facts in (pair for pattern in patterns for pair in files[pattern].items()):
+            if "select" in facts:
+                select[name] = facts["select"]
+            if meaning := {fact: value for fact, value in facts.items() if fact != "select"}:
+                told[name] = Meaning(**meaning)
+        found.append(File(place, told, select, lenient=not training))
     if unused and training:
         raise InputError(f"task: files: {', '.join(sorted(unused))}: no file of {path} has such a name")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from zoo.meteorology.names import (
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+_LEAD = "prediction_timedelta"
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def contents(path: str, data: xr.Dataset, file: File) -> Contents:
 
     Variables without latitude and longitude are no fields and are left aside with the reason in `ignored`. Raises
     `InputError` for a grid or levels that cannot be read, for names in the recipe that the file does not have (unless
-    `file` is lenient), for a dimension of which one must be chosen, and for two variables that mean the same field.
+    `file` is lenient), for a dimension of which one must be chosen, for forecasts, and for two variables that mean the
+    same field.
     """
     problems = [
         unknown(path, "variable of the file", name, [str(v) for v in data.data_vars])
@@ -106,6 +111,12 @@ def contents(path: str, data: xr.Dataset, file: File) -> Contents:
     ]
     if file.lenient:
         problems = []
+    if _LEAD in data.sizes and _LEAD not in file.select:
+        problems.append(
+            f"{path}: holds forecasts (it has a dimension {_LEAD}), not states; to score them give the file of states "
+            "first, and this one after --forecast"
+        )
+        raise InputError(problems)
     kinds = {str(dim): _kind(data, dim) for dim in data.sizes}
     stored: list[Stored] = []
     ignored: dict[str, str] = {}
@@ -170,15 +181,16 @@ def _chosen(path: str, data: xr.Dataset, name: str, dim: str, select: Mapping[st
         if select[dim] not in values:
             raise InputError(
                 f"{path}: variable {name}: {dim} = {select[dim]!r} is not there "
-                f"(there: {', '.join(map(str, values[:12]))})"
+                f"(there: {', '.join(map(repr, values[:12]))})"
             )
         return int(values.index(select[dim]))
     if data.sizes[dim] == 1:
         return 0
-    values = ", ".join(map(str, data[dim].values[:6]))
+    values = data[dim].values.tolist()
     raise InputError(
-        f"{path}: variable {name} has {data.sizes[dim]} of dimension {dim} ({values}), and one must be chosen; "
-        f"say in the recipe which, for example select: {{{dim}: {data[dim].values[0]}}}"
+        f"{path}: variable {name} has {len(values)} of dimension {dim} ({', '.join(map(repr, values[:6]))}), and one "
+        f"must be chosen; leave the others out of the file, or say in the recipe's task which, for example "
+        f'files: {{"{PurePosixPath(path).name}": {{{dim}: {{select: {values[0]!r}}}}}}}'
     )
 
 

@@ -62,7 +62,7 @@ def region(box: Mapping[str, float] | None) -> Box | None:
     return Box(**box)
 
 
-_FACTS = ("name", "level", "unit")
+_FACTS = ("name", "level", "unit", "select")
 
 
 def checked(files: Files) -> Files:

@@ -19,7 +19,6 @@ from zoo.errors import InputError, counted, unknown
 from zoo.meteorology.archive import check_grid, describe_files, open_series
 from zoo.meteorology.evaluation import FORECAST, Came, Recent, gather
 from zoo.meteorology.fields import Fields
-from zoo.meteorology.files import expand, open_dataset
 from zoo.meteorology.forecast_file import read_forecast
 from zoo.meteorology.grids import Grid, file_grid
 from zoo.meteorology.names import field_name, levels_hpa, parse_field, unit_key, variable_named
@@ -135,11 +134,6 @@ def _on(grid: Grid, dataset: xr.Dataset, path: Place) -> xr.Dataset:
 def _truth(task: Forecast, request: DataRequest, path: Place, arrays: list[Array]) -> Fields:
     """The states to score against, on the run's grid."""
     files = describe_files(str(path), task.wanted.files, request.recipe.data.columns, training=False)
-    if "prediction_timedelta" in open_dataset(expand(files[0])[0]).dims:
-        raise InputError(
-            f"{path}: holds forecasts (it has a dimension prediction_timedelta), not what came; give the file of "
-            "states first, and that of the forecasts after --forecast"
-        )
     names = [field for array in arrays for field in array.fields]
     series = open_series(files, names, request.card, task.wanted.box, broken="skip")
     if len(series) > 1:
