@@ -206,3 +206,33 @@ def test_forecasts_are_not_taken_for_states(made: Forecasts, run: Path) -> None:
     message = "said.nc: holds forecasts (it has a dimension prediction_timedelta), not states; to score them give the"
     assert message in refused("evaluate", run, made.folder / "said.nc")
     assert message in refused("predict", run, made.folder / "said.nc", "-o", made.folder / "again.nc")
+
+
+# ------------------------------------------------------------------------------------------------------- broken times
+
+
+def test_times_that_are_left_out_are_counted_and_told_by_reason(made: Forecasts, run: Path) -> None:
+    own = states()
+    broken = own[["z"]].copy(deep=True)
+    broken["z"][4, 0, 0, 0] = np.nan
+    twice = [0, 1, 2, 2, 3, 4, 5, 6, 7, 8]
+    made.data(own[["t"]].isel(time=twice), "left_t.nc")
+    made.data(broken.isel(time=slice(1, 9)), "left_z.nc")  # without the first time
+    source, target = made.folder / "left_[tz].nc", made.folder / "left_forecast.nc"
+    found = said("predict", run, source, "-o", target)
+    assert (found["rows"], found["unreadable"]) == (7, 1)
+    assert found["left_out"] == {"there more than once": 1, "that some files lack": 1}
+    words = CliRunner().invoke(app, ["predict", str(run), str(source), "-o", str(target)]).output
+    others = "1 others could not be read; left out: 1 there more than once; 1 that some files lack"
+    assert words == f"{target}: from 7 times; {others}\n"
+    scored = ["evaluate", str(run), str(source), "--forecast", str(target)]
+    assert said(*scored)["left_out"] == {
+        "to times that the truth lacks, beyond its last": 1,
+        "from or to times at which values of the truth are missing": 1,
+        "times of the truth there more than once": 1,
+        "times of the truth that some files lack": 1,
+    }
+    words = CliRunner().invoke(app, scored).output
+    assert "times of the truth left out: 1 (there more than once)" in words
+    clean = made.data(own.isel(time=[0, 2, 3]), "gap.nc")  # a gap is no time of the file, and nothing is left out of it
+    assert said("predict", run, clean, "-o", target)["left_out"] == {}

@@ -22,6 +22,7 @@ from zoo.meteorology.forecast_writer import ForecastWriter
 from zoo.meteorology.names import parse_field, variable_named
 from zoo.meteorology.perturbations import Perturbations, perturbed
 from zoo.meteorology.rollout import ways
+from zoo.meteorology.source import left_out as left_out_of
 from zoo.meteorology.times import MONTH_HOURS, TimeAxis, later, real_date, time_axis
 from zoo.places import Place, local
 
@@ -90,7 +91,7 @@ def _starts(task: Forecast, fields: Fields, broken: Collection[int]) -> tuple[li
     """Indices of the times to forecast from; how many times are none, beside those that are `broken`, by reason."""
     size, unit = task.inputs.needs.apart(task.step)
     found: list[int] = []
-    left_out: Counter[str] = Counter()
+    left_out: Counter[str] = Counter(left_out_of(fields))
     for index in (i for i in range(len(fields)) if i not in broken):
         states = task.inputs.needs.before(fields.axis, index, task.step)
         if states is None:

@@ -39,12 +39,14 @@ def told(
     floor: str,
     members: int,
     left_out: Mapping[str, int],
+    times_left_out: Mapping[str, int],
     unit_of_time: str,
 ) -> Scores:
     """Facts, tables and notes of what `Verification.scores` gives.
 
     `deviations` by field are those that ``nrmse`` is counted in; it is the mean over fields and leads, as in training.
-    `floor` is what stands beside climatology, `left_out` forecasts by reason, and leads are told in `unit_of_time`.
+    `floor` is what stands beside climatology, `left_out` forecasts by reason, `times_left_out` times of the
+    truth, and leads are told in `unit_of_time`.
     """
     rows = list(_rows(scores))
     systems = (FORECAST, floor, CLIMATOLOGY)
@@ -55,9 +57,10 @@ def told(
     skill = {f"skill_{system}": 1 - overall[FORECAST] / overall[system] for system in systems[1:] if overall[system]}
     leads = list(dict.fromkeys(row["lead_hours"] for row in rows))
     words = [lead_in_words(lead, unit_of_time) for lead in leads]
+    everything = {**left_out, **{f"times of the truth {reason}": n for reason, n in times_left_out.items()}}
     facts = {
         "forecast": scores.attrs["forecast"], "truth": scores.attrs["truth"], "members": members,
-        "left_out": dict(left_out), "nrmse": overall, **skill, "scores": rows,
+        "left_out": everything, "nrmse": overall, **skill, "scores": rows,
     }  # fmt: skip
     tables = {
         "all fields and leads, in units of each field's deviation": [
@@ -73,6 +76,7 @@ def told(
             more = f", {' to '.join(dict.fromkeys((*list(part)[:1], *list(part)[-1:])))}" if len(leads) > BESIDE else ""
             tables[f"{field}, {mine[0]['unit']}{more}"] = list(_lines(part))
     notes = [f"forecasts left out: {count} ({reason})" for reason, count in left_out.items()]
+    notes += [f"times of the truth left out: {count} ({reason})" for reason, count in times_left_out.items()]
     if members > 1:
         notes.append(f"{members} members: rmse, bias and acc are of their mean")
     return Scores(facts, tables, tuple(notes))

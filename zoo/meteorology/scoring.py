@@ -24,6 +24,7 @@ from zoo.meteorology.grids import Grid, file_grid
 from zoo.meteorology.names import field_name, levels_hpa, parse_field, unit_key, variable_named
 from zoo.meteorology.pictures import png
 from zoo.meteorology.score_tables import draw_scores, save_scores, scores_file, told
+from zoo.meteorology.source import left_out
 from zoo.meteorology.times import MONTH_HOURS, date_label, later, real_date
 from zoo.meteorology.verification import Verification
 from zoo.places import Place
@@ -63,7 +64,8 @@ def score_file(
     target = None if target is None else scores_file(target, (forecast, truth))
     picture = None if picture is None else png(picture)
     said, arrays = _forecast(task, forecast)
-    came = _WhatCame(task, _truth(task, request, truth, arrays), arrays, 2 * said.sizes["prediction_timedelta"] + 1)
+    states = _truth(task, request, truth, arrays)
+    came = _WhatCame(task, states, arrays, 2 * said.sizes["prediction_timedelta"] + 1)
     verification = Verification(spectrum=task.grid.is_global)
     floor = task.systems[1].rstrip("_")
     gather(verification, said, came, floor=floor, finite=str(forecast))
@@ -77,7 +79,9 @@ def score_file(
     found = verification.scores().assign_attrs(forecast=str(forecast), truth=str(truth))
     names = [field for array in arrays for field in array.fields]
     deviations = dict(zip(names, task.learned.states.of(names).std.tolist(), strict=True))
-    scores = told(found, deviations, floor, verification.members[FORECAST], came.left_out, task.step[1])
+    scores = told(
+        found, deviations, floor, verification.members[FORECAST], came.left_out, left_out(states), task.step[1]
+    )
     if target is not None:
         save_scores(target, found, scores.facts)
     if picture is not None:

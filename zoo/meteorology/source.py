@@ -20,6 +20,9 @@ from zoo.meteorology.grids import Box, Layout, layout
 from zoo.meteorology.names import field_name, identify, parse_field, unknown_field, variable_named
 from zoo.meteorology.times import TimeAxis, date_label, same_times, sort_times, time_axis
 
+TWICE, NOT_IN_ALL = "times there more than once", "times that some files lack"
+"""Notes of times of files that are not among the times of a series; of the first, one of each is."""
+
 COMPUTED = ("lattitude",)
 """Fields that are made from the grid and need no file."""
 
@@ -258,7 +261,7 @@ class _Plan:
                     f"{self.where}: {len(repeated)} times are there more than once, first {first} in "
                     f"{' and '.join(both)}; remove one of each, or set unreadable: skip to use the first"
                 )
-            notes["times there more than once"] += len(repeated)
+            notes[TWICE] += len(repeated)
         return times[kept], piece[kept], local[kept]
 
     def _common(
@@ -279,7 +282,7 @@ class _Plan:
                     )
                     + (". Complete them, or set unreadable: skip to use the times that all have" if shared else "")
                 )
-            notes["times that some files lack"] += len(everything) - len(shared)
+            notes[NOT_IN_ALL] += len(everything) - len(shared)
             keep = {key: np.array([t in shared for t in axis.tolist()]) for key, axis in axes.items()}
             times = next(axis[keep[key]] for key, axis in axes.items())
             return times, {key: (o[1][keep[key]], o[2][keep[key]]) for key, o in orders.items()}
@@ -287,6 +290,11 @@ class _Plan:
 
     def _parts(self, c: Contents, names: Sequence[str], place: Layout, problems: list[str]) -> tuple[Part, ...]:
         return parts_of(c, {name: self.wanted.index(name) for name in names}, place, problems)
+
+
+def left_out(fields: Fields) -> dict[str, int]:
+    """How many times of the files are none of a series, by reason; what is merely missing in them is not told."""
+    return {note.removeprefix("times "): fields.notes[note] for note in (TWICE, NOT_IN_ALL) if fields.notes[note]}
 
 
 def parts_of(c: Contents, places: Mapping[str, int], layout: Layout, problems: list[str]) -> tuple[Part, ...]:
