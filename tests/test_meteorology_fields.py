@@ -308,7 +308,13 @@ def test_a_grid_that_the_model_does_not_take_is_named_with_the_one_it_takes(tmp_
     ("latitudes", "longitudes", "message"),
     [
         ([[1.0, 2.0]], [0.0, 1.0], r"f: latitude has shape \(1, 2\); only grids of latitudes x longitudes are read"),
-        ([0.0, 10.0, 5.0], [0.0, 1.0], r"f: latitude neither rises nor falls all the way \(0 to 5\)"),
+        ([0.0, 10.0, 5.0], [0.0, 1.0], r"f: latitude neither rises nor falls all the way \(0 to 5\); put the data in"),
+        (
+            [0.0, 5.0],
+            [0.0, 20.0, 10.0, 30.0, 25.0],
+            r"longitude neither .* with xarray: data.sortby\(\"longitude",
+        ),
+        ([0.0, 5.0], [0.0, 90.0, 45.0, 270.0], r"longitude neither rises nor falls all the way \(0 to 270\)"),
         ([0.0, 95.0], [0.0, 1.0], r"f: latitude goes from 0 to 95, beyond the poles"),
         (
             [0.0, 9.0],
@@ -321,6 +327,26 @@ def test_a_grid_that_the_model_does_not_take_is_named_with_the_one_it_takes(tmp_
 def test_axes_that_make_no_grid(latitudes: Any, longitudes: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         file_grid("f", latitudes, longitudes)
+
+
+@pytest.mark.parametrize("first", [180.0, 270.0, -180.0])
+@pytest.mark.parametrize("way", [1, -1])
+def test_longitudes_that_begin_anew_are_counted_on(tmp_path: Path, first: float, way: int) -> None:
+    data = dataset()
+    start = int(np.flatnonzero(np.isclose(data.longitude % 360, first % 360))[0])
+    turned = data.roll(longitude=-start, roll_coords=True).isel(longitude=slice(None, None, way))
+    if first < 0:
+        turned = turned.assign_coords(longitude=(turned.longitude + 180) % 360 - 180)
+        turned = turned.roll(longitude=3, roll_coords=True)  # -180 in the middle
+    assert len(np.unique(np.sign(np.diff(turned.longitude)))) == 2
+    turned["longitude"].attrs = data["longitude"].attrs
+    names = ["temperature_500", "2m_temperature", "land_sea_mask"]
+    own, other = (
+        opened(write(tmp_path / f"{i}.nc", each), names, west=0, latitude="ascending")
+        for i, each in enumerate((data, turned))
+    )
+    assert other.grid == own.grid
+    assert np.array_equal(own.read(1), other.read(1))
 
 
 def test_only_a_whole_circle_is_global() -> None:

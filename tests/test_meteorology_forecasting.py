@@ -504,7 +504,7 @@ def test_missing_values_are_an_error_or_left_out_and_listed(made: Forecasts) -> 
     assert "1 times cannot be used; mend them, or say data.unreadable: skip" in str(error.value)
     task, found = made.prepared({"data.unreadable": "skip"})
     assert [(s.row, s.part) for s in found.skipped] == [(10, "all")]
-    assert "2001-01-03T12:00: values missing or not finite in temperature_500" in found.skipped[0].reason
+    assert found.skipped[0].reason == "2001-01-03T12:00: values missing or not finite in temperature_500"
     assert found.notes["times with values that are missing"] == 1
     assert found.notes["initial times of train left out touching unreadable times"] == 2
     assert 10 not in task._opened.training_times[0]

@@ -236,3 +236,21 @@ def test_times_that_are_left_out_are_counted_and_told_by_reason(made: Forecasts,
     assert "times of the truth left out: 1 (there more than once)" in words
     clean = made.data(own.isel(time=[0, 2, 3]), "gap.nc")  # a gap is no time of the file, and nothing is left out of it
     assert said("predict", run, clean, "-o", target)["left_out"] == {}
+
+
+def test_names_of_variable_and_level_in_one_are_scored_as_the_fields_of_the_run(made: Forecasts, run: Path) -> None:
+    source = made.data(states(), "states.nc")
+    said("predict", run, source, "-o", made.folder / "long.nc")
+    found = xr.open_dataset(made.folder / "long.nc", decode_timedelta=False).load().sel(level=500, drop=True)
+    short = found.drop_encoding().rename(temperature="t500", geopotential="z500")
+    short.to_netcdf(made.folder / "short.nc")
+    one, other = (said("evaluate", run, source, "--forecast", made.folder / f"{n}.nc") for n in ("long", "short"))
+    assert other["scores"] == one["scores"]
+    short.rename(z500="z600").to_netcdf(made.folder / "shorter.nc")
+    message = refused("evaluate", run, source, "--forecast", made.folder / "shorter.nc")
+    assert '"z600" is not a known field of this run' in message
+
+
+def test_a_recipe_is_told_what_a_short_name_may_mean(made: Forecasts) -> None:
+    with pytest.raises(InputError, match=r'no field "z500"; did you mean "geopotential_500"\?'):
+        made.prepared(variables=["z500"], climatology="all")

@@ -6,7 +6,17 @@ import pytest
 
 from zoo.errors import InputError
 from zoo.meteorology import names, released
-from zoo.meteorology.names import conversion, coordinate, identify, levels_hpa, parse_field, unit_key, variable_named
+from zoo.meteorology.names import (
+    conversion,
+    coordinate,
+    identify,
+    levels_hpa,
+    parse_field,
+    short_field,
+    unit_key,
+    unknown_field,
+    variable_named,
+)
 
 
 def test_every_variable_of_the_models_is_in_the_table() -> None:
@@ -180,3 +190,14 @@ def test_a_field_without_its_level_asks_for_the_level() -> None:
     assert "geopotential is there without a level, so geopotential_500 cannot be told; say in the recipe" in text
     assert "{level: 500}" in text
     assert names.unknown_field("f", "temperature_500", []).endswith("(there: none)")
+
+
+def test_variable_and_level_in_one_name_are_a_hint() -> None:
+    for name, field in (("z500", "geopotential_500"), ("t850", "temperature_850"), ("Q1000", "specific_humidity_1000"),
+                        ("u850", "u_component_of_wind_850")):  # fmt: skip
+        assert short_field(name) == field
+        assert unknown_field("f", name, ["2m_temperature", field]).startswith(
+            f'f: no field "{name}"; did you mean "{field}"?'
+        )
+    for name in ("u100", "V200", "t2m", "u10", "sst500", "x500", "geopotential_500", "z"):
+        assert short_field(name) is None, name

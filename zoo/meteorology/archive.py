@@ -274,10 +274,10 @@ class Archive:
     def check_values(self) -> None:
         """Raises `InputError` for the first values that are missing, where they are not to be skipped."""
         problems = [
-            f"{fields.label}: {fields.axis.label(index)}: {reason}"
+            f"{fields.label}: {reason}"
             for fields, bad in zip(self.series, self.bad, strict=True)
             if not bad
-            for index, reason in fields.unreadable().items()
+            for reason in fields.unreadable().values()
         ]
         if problems:
             more = f"{len(problems)} times cannot be used; mend them, or say data.unreadable: skip"

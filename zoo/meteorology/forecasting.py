@@ -171,7 +171,7 @@ class Forecast:
             found[part] = self._initials(part, row, scored=part != "train" or self.archive.whole)
             row += len(found[part])
         skipped = [
-            Skipped(index, "all", f"{fields.axis.label(index)}: {reason}")
+            Skipped(index, "all", f"{fields.label}: {reason}" if len(series) > 1 else reason)
             for fields, bad in zip(series, self.archive.bad, strict=True)
             for index, reason in bad.items()
         ]

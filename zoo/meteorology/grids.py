@@ -111,8 +111,13 @@ def _take(values: npt.NDArray[Any], indices: Indices, axis: int) -> npt.NDArray[
 
 
 def file_grid(where: str, latitudes: npt.ArrayLike, longitudes: npt.ArrayLike) -> Grid:
-    """The grid of a file. Raises `InputError` for axes that are not in one dimension, not in order, or no degrees."""
+    """The grid of a file; longitudes that begin anew once are counted on.
+
+    Raises `InputError` for axes that are not in one dimension, not in order, or no degrees.
+    """
     axes = [np.asarray(values, dtype=np.float64) for values in (latitudes, longitudes)]
+    if axes[1].ndim == 1:
+        axes[1] = _counted_on(axes[1])
     problems = []
     for name, axis in zip(("latitude", "longitude"), axes, strict=True):
         if axis.ndim != 1 or not axis.size:
@@ -121,7 +126,10 @@ def file_grid(where: str, latitudes: npt.ArrayLike, longitudes: npt.ArrayLike) -
                 "regrid the data first"
             )
         elif not np.isfinite(axis).all() or not ((np.diff(axis) > 0).all() or (np.diff(axis) < 0).all()):
-            problems.append(f"{where}: {name} neither rises nor falls all the way ({axis[0]:g} to {axis[-1]:g})")
+            problems.append(
+                f"{where}: {name} neither rises nor falls all the way ({axis[0]:g} to {axis[-1]:g})"
+                f'; put the data in order, for example with xarray: data.sortby("{name}")'
+            )
     if not problems and np.abs(axes[0]).max() > 90 + _CLOSE:
         problems.append(f"{where}: latitude goes from {axes[0][0]:g} to {axes[0][-1]:g}, beyond the poles")
     if not problems and np.ptp(axes[1]) > 360 - _CLOSE:
@@ -133,6 +141,21 @@ def file_grid(where: str, latitudes: npt.ArrayLike, longitudes: npt.ArrayLike) -
         raise InputError(problems)
     latitude, longitude = (tuple(float(f"{v:.7g}") for v in axis) for axis in axes)
     return Grid(latitude, longitude)
+
+
+def _counted_on(longitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Longitudes that begin anew once, as 180 to 350 and 0 to 170, or 0 to 180 and -170 to -10, counted on from there;
+    any others as they are."""
+    steps = np.sign(np.diff(longitudes))
+    for way in (1, -1):
+        again = np.flatnonzero(steps != way)
+        if len(again) == 1 and len(steps) > 1 and steps[again[0]] == -way:
+            found = longitudes.copy()
+            found[again[0] + 1 :] += 360 * way
+            # a real turn of the circle goes on where it broke off, with no point of it twice
+            if (np.sign(np.diff(found)) == way).all() and np.ptp(found) < 360 - _CLOSE:
+                return found
+    return longitudes
 
 
 def even_globe(shape: tuple[int, int]) -> Grid:

@@ -221,6 +221,19 @@ def parse_field(name: str) -> tuple[str, float | None]:
     return name, None
 
 
+def short_field(name: str) -> str | None:
+    """``geopotential_500`` for ``z500``, a name of variable and level (hPa) in one; None for what is none.
+
+    Files have such names for fields of their own, so that it is a guess, for hints and where one knows what is meant.
+    ``u100`` and ``v200`` are winds as many metres above ground.
+    """
+    match = re.fullmatch(r"([a-z]+)(\d{2,4})", name, re.I)
+    if match is None or name in _BY_NAME or name.lower() in ("u100", "u200", "v100", "v200"):
+        return None
+    found = _BY_NAME.get(match[1].lower())
+    return field_name(found.name, float(match[2])) if found and found.levels else None
+
+
 def variable_named(name: str) -> Variable | None:
     """The table's entry for a canonical name or an alias."""
     return _BY_NAME.get(name)
@@ -278,7 +291,8 @@ def unknown_field(where: str, name: str, there: Iterable[str]) -> str:
             f"{where}: {variable} is there without a level, so {name} cannot be told; say in the recipe which level "
             f"the file holds, for example under this file's variables: {{level: {level:g}}}"
         )
-    close = nearest(field_name(variable, level), present) or nearest(name, present)
+    meant = short_field(name)
+    close = meant if meant in present else nearest(field_name(variable, level), present) or nearest(name, present)
     hint = f'; did you mean "{close}"?' if close else ""
     return f'{where}: no field "{name}"{hint} (there: {", ".join(present) or "none"})'
 

@@ -21,7 +21,7 @@ from zoo.meteorology.evaluation import FORECAST, Came, Recent, gather
 from zoo.meteorology.fields import Fields
 from zoo.meteorology.forecast_file import read_forecast
 from zoo.meteorology.grids import Grid, file_grid
-from zoo.meteorology.names import field_name, levels_hpa, parse_field, unit_key, variable_named
+from zoo.meteorology.names import field_name, levels_hpa, parse_field, short_field, unit_key, variable_named
 from zoo.meteorology.pictures import png
 from zoo.meteorology.score_tables import draw_scores, save_scores, scores_file, told
 from zoo.meteorology.source import left_out
@@ -103,6 +103,8 @@ def _forecast(task: Forecast, path: Place) -> tuple[xr.Dataset, list[Array]]:
     found, problems = [], []
     for name, array in dataset.data_vars.items():
         variable = field_name(*parse_field(str(name)))
+        if variable not in known and (short := short_field(str(name))) in known:
+            variable = str(short)
         levels = tuple(array["level"].values.tolist()) if "level" in array.dims else ()
         table = variable_named(parse_field(variable)[0])
         unit = str(array.attrs["units"])
