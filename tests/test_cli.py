@@ -257,7 +257,7 @@ def test_a_program_that_only_plans_says_the_same(
 ) -> None:
     """It has stand-ins for what it does not use of torch; other tests run the command in their own process."""
     command = ["plan", str(recipes.write(changes)), *budget, "--json"]
-    code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.cli import main; main()"
+    code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.cli import command; command()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     mine, other = json.loads(done.stdout), zoo(*command).json

@@ -99,7 +99,9 @@ class Footprint:
         reserved = allocated if reserved is None else reserved
         if device.vendor == "host":
             off = math.ceil(reserved * CPU_MARGIN)
-            return cls(allocated, reserved, reserved, (reserved - off, reserved + max(off, inside)))
+            return cls(
+                allocated, reserved, reserved, (reserved - off, reserved + (max(off, inside) if inside else off))
+            )
         context, off = context_of(device), math.ceil(reserved * margin) + LARGE_BUFFER
         return cls(
             allocated, reserved, reserved + context, (max(0, reserved - off) + context, reserved + off + context)
