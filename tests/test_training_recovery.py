@@ -15,8 +15,8 @@ from conftest import Recipes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import TrainingError
-from zoo.memory import predict
 from zoo.memory.devices import find
+from zoo.memory.predict import Footprint
 from zoo.planner import what_is_free
 from zoo.plans import Limits
 from zoo.training import recovery, run
@@ -156,7 +156,8 @@ def test_a_budget_is_kept_on_the_cpu_even_where_the_plan_was_wrong(
     usual, expected = _train(recipes, "usual", {"train.global_batch_size": 16, "train.max_steps": 3})
     needed = usual["memory"]["measured_bytes"]["peak"]
     budget = int(needed * 0.75)
-    monkeypatch.setattr(predict, "CPU_MARGIN", -0.5)
+    of = Footprint.of
+    monkeypatch.setattr(Footprint, "of", lambda device, allocated, **more: of(device, allocated // 2, **more))
     tight = {"train.global_batch_size": 16, "train.max_steps": 3, "budget": {"device": budget}}
     summary, log = _train(recipes, "tight", tight)
     assert usual["micro_batch_size"] == 16

@@ -19,8 +19,7 @@ from zoo.memory.workers import Workers
 from zoo.plans import Decision, Limits, Plan, Rejected, Workload
 from zoo.recipe import Budget
 from zoo.resolve import Job, lacks_data
-from zoo.search import Search
-from zoo.techniques import Technique
+from zoo.search import Search, beside, option
 from zoo.tracer import Tracer
 from zoo.units import format_bytes
 from zoo.weights.hf import before_traces
@@ -113,10 +112,10 @@ def _reasons(
                 lines.append(f"{technique.key}: {technique.describe()}, as the recipe says ({what}, and takes longer)")
             continue
         others = [
-            f"{_named(r.techniques, technique.key)} {r.reason.removeprefix('fits, but ')}"
+            f"{option(r.techniques, technique.key).describe()} {r.reason.removeprefix('fits, but ')}"
             for r in rejected
             if (r.plan is not None or r.reason.startswith("does not fit"))
-            and _beside(r.techniques, technique.key) == _beside(chosen.techniques, technique.key)
+            and beside(r.techniques, technique.key) == beside(chosen.techniques, technique.key)
         ]
         why = "; ".join(others) or "the others change more, or need other changes as well"
         lines.append(f"{technique.key}: {technique.describe()} ({why})")
@@ -126,11 +125,3 @@ def _reasons(
             "the fastest division that fits"
         )
     return tuple(lines)
-
-
-def _beside(techniques: Sequence[Technique], key: str) -> list[Technique]:
-    return [t for t in techniques if t.key != key]
-
-
-def _named(techniques: Sequence[Technique], key: str) -> str:
-    return next(t.describe() for t in techniques if t.key == key)

@@ -156,12 +156,12 @@ class Search:
         Options of one key are compared first, then those of each other key, and then the rest is traced.
         """
         left = self._not_outdone(rung)
-        keys = [key for key in self.job.choices if len({_option(combination, key) for combination in left}) > 1]
+        keys = [key for key in self.job.choices if len({option(combination, key) for combination in left}) > 1]
         for some in (keys[:1], keys[1:]):
             base = left[0]
-            beside = {key: [c for c in left if _beside(c, key) == _beside(base, key)] for key in some}
-            self._trace(dict.fromkeys(itertools.chain(*beside.values())), look_first=look_first)
-            for key, combinations in beside.items():
+            flips = {key: [c for c in left if beside(c, key) == beside(base, key)] for key in some}
+            self._trace(dict.fromkeys(itertools.chain(*flips.values())), look_first=look_first)
+            for key, combinations in flips.items():
                 self._compare(key, combinations)
             left = self._not_outdone(left)
         self._trace(left, look_first=look_first)
@@ -177,8 +177,8 @@ class Search:
                 a.estimate.seconds > b.estimate.seconds and a.needed_bytes > b.needed_bytes
                 for a, b in zip(mine, others, strict=False)
             ]
-            if worse and all(worse) and _option(other, key) not in self.outdone:
-                self.outdone[_option(combination, key)] = _option(other, key)
+            if worse and all(worse) and option(other, key) not in self.outdone:
+                self.outdone[option(combination, key)] = option(other, key)
 
     def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
         """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
@@ -234,11 +234,13 @@ class Search:
         return max(rung, key=lambda combination: len(known & set(combination)))
 
 
-def _option(combination: Combination, key: str) -> Technique:
+def option(combination: Combination, key: str) -> Technique:
+    """Its technique of a key."""
     return next(t for t in combination if t.key == key)
 
 
-def _beside(combination: Combination, key: str) -> Combination:
+def beside(combination: Combination, key: str) -> Combination:
+    """All its techniques but that of a key."""
     return tuple(t for t in combination if t.key != key)
 
 

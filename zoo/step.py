@@ -147,30 +147,15 @@ def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def unchanged(
-    card: ModelCard,
-    task: Task,
-    device: torch.device,
-    *,
-    micro_batch_size: int = 1,
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.0,
-    max_grad_norm: float | None = None,
-    seed: int = 0,
-) -> Setup:
-    """The card's model with the task's head, without storage and before any technique."""
+def plain_model(card: ModelCard, task: Task) -> nn.Module:
+    """The card's model with the task's head, in training mode, without storage and before any technique."""
     with storage_free():
         model: nn.Module = load_ref(card.build)(card, task.head)
-    model.train()
-    return Setup(
-        card, task, model, device,
-        learning_rate=learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
-        seed=seed, micro_batch_size=micro_batch_size,
-    )  # fmt: skip
+    return model.train()
 
 
 def refusals(setup: Setup, techniques: Sequence[Technique]) -> list[str]:
-    """Why techniques cannot be applied together to a model that is `unchanged`; empty where they can."""
+    """Why techniques cannot be applied together to a `plain_model`; empty where they can."""
     setup.chosen = tuple(techniques)
     return [f"{t.key}: {t.name}: {reason}" for t in techniques if (reason := t.why_not(setup)) is not None]
 
@@ -195,10 +180,10 @@ def build(
 
     A technique that `loads_on_host` gets the model as `load` filled it there, without storage where there is no `load`.
     """
-    setup = unchanged(
-        card, task, device,
-        micro_batch_size=micro_batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm, seed=seed,
+    setup = Setup(
+        card, task, plain_model(card, task), device,
+        learning_rate=learning_rate, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
+        seed=seed, micro_batch_size=micro_batch_size,
     )  # fmt: skip
     ordered = sorted(techniques, key=lambda t: t.stage)
     if refused := refusals(setup, ordered):

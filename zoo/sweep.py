@@ -58,9 +58,6 @@ def largest(job: Job, workload: Workload, limits: Limits) -> Largest:
     Everything that the recipe leaves open is tried anew at each size.
     """
 
-    def fits(decision: Decision) -> bool:
-        return decision.fits
-
     def with_tokens(tokens: int) -> Decision:
         return decide(job, replace(workload, tokens=tokens, lengths=()), limits)
 
@@ -73,8 +70,8 @@ def largest(job: Job, workload: Workload, limits: Limits) -> Largest:
     longest = None
     if _has_lengths(job):
         most = job.card.max_length
-        tokens, longest = _most(with_tokens, job.card.special_tokens + 1, most, STEP, fits)
-    rows, widest = _most(with_rows, 1, MOST_ROWS, 1, fits)
+        tokens, longest = _most(with_tokens, job.card.special_tokens + 1, most, STEP)
+    rows, widest = _most(with_rows, 1, MOST_ROWS, 1)
     return Largest(tokens, rows, longest, widest)
 
 
@@ -87,15 +84,13 @@ def _has_lengths(job: Job) -> bool:
     return sizes[0] != sizes[1]
 
 
-def _most(
-    make: Callable[[int], Decision], least: int, most: int, step: int, fits: Callable[[Decision], bool]
-) -> tuple[int, Decision | None]:
+def _most(make: Callable[[int], Decision], least: int, most: int, step: int) -> tuple[int, Decision | None]:
     """About the largest size up to `most` that fits, in steps of `step`, and its decision; 0 where none does."""
     found: Decision | None = None
     low, high, size = 0, most + 1, least
     while True:  # twice as much each time, until it is too much
         decision = make(size)
-        if not fits(decision):
+        if not decision.fits:
             high = size
             break
         low, found = size, decision
@@ -105,7 +100,7 @@ def _most(
     while high - low > max(step, low // CLOSE) and low:
         middle = max((low + high) // 2 // step * step, low + 1)
         decision = make(middle)
-        if fits(decision):
+        if decision.fits:
             low, found = middle, decision
         else:
             high = middle

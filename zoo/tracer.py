@@ -22,7 +22,7 @@ from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.trace import World, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
-from zoo.step import Setup, build, refusals, reproducible, storage_free, unchanged
+from zoo.step import Setup, build, plain_model, refusals, reproducible, storage_free
 from zoo.techniques import Technique
 
 SHALLOW = (2, 3)
@@ -81,14 +81,15 @@ class Tracer:
 
     def warm_up(self) -> None:
         """Import what building the model imports, once for all processes that will trace it."""
-        self._unchanged(())
+        self._plain(())
 
-    def _unchanged(self, techniques: tuple[Technique, ...]) -> Setup:
+    def _plain(self, techniques: tuple[Technique, ...]) -> Setup:
         """The model that is traced for the techniques, the shallower one of two, before any of them is applied."""
         card = self._shallow(techniques)[0][0]
         depth = 0 if card.depth is None else int(card.config[card.depth])
         if depth not in self._models:
-            self._models[depth] = unchanged(card, self.job.task, torch.device("meta"))
+            model = plain_model(card, self.job.task)
+            self._models[depth] = Setup(card, self.job.task, model, torch.device("meta"))
         return self._models[depth]
 
     def answer(self, question: Question) -> Answer:
@@ -101,7 +102,7 @@ class Tracer:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
         if self.kind is None and (moved := [t for t in free if t.moves_to_host]):
             return f"{moved[0].key} gains nothing: on a CPU, host and device are the same memory"
-        if refused := refusals(self._unchanged(techniques), sorted(techniques, key=lambda t: t.stage)):
+        if refused := refusals(self._plain(techniques), sorted(techniques, key=lambda t: t.stage)):
             return str(InputError(refused))
         try:
             return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
@@ -187,19 +188,15 @@ class Tracer:
     def _family(self, techniques: tuple[Technique, ...]) -> Family:
         if self._many is None:
             self._many = MANY if self._bytes_of_a_row() < OVERFLOWS / MANY else FEWER
-        if self._many == MANY:
+        while True:
             try:
-                return self._family_of(techniques, MANY)
+                return self._family_of(techniques, self._many)
             except RuntimeError as error:
                 if "overflow" not in str(error):
                     raise
-                self._many = FEWER  # a tensor of so many rows is beyond 2^63 bytes
-        try:
-            return self._family_of(techniques, FEWER)
-        except RuntimeError as error:
-            if "overflow" not in str(error):
-                raise
-            raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
+                if self._many == FEWER:
+                    raise Irregular("a tensor of so many rows is beyond 2^63 bytes") from error
+                self._many = FEWER
 
     def _bytes_of_a_row(self) -> int:
         with storage_free():

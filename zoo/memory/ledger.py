@@ -74,7 +74,7 @@ class Record:
     def beyond(self) -> int:
         """Bytes by which what kernels may take `inside` exceeds the highest peak."""
         alive = np.concatenate([[0], np.cumsum(self.deltas())])
-        return max(0, *(int(alive[at]) + amount - int(alive.max()) for at, amount in self.inside), 0)
+        return max(0, max((int(alive[at]) + amount for at, amount in self.inside), default=0) - int(alive.max()))
 
     def alive(self) -> int:
         """Bytes that are alive at the end."""

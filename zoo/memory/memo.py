@@ -18,19 +18,17 @@ Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class Operation:
-    """What is known of an operation: its name, whether it returns a view, whether it changes what it is given, and what
-    it made of which arguments (None for one that changes or returns what it is given)."""
+    """What is known of an operation: whether it returns a view, and what it made of which arguments (None for one that
+    changes or returns what it is given)."""
 
-    __slots__ = ("func", "made", "mutable", "name", "view")
+    __slots__ = ("func", "made", "view")
 
     def __init__(self, func: Any) -> None:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
         self.func = func  # kept, so that its identity stays its own
-        self.name: str = schema.name
-        self.mutable: bool = schema.is_mutable
         self.view: bool = func.is_view
-        self.made: dict[Any, tuple[Any, Cost]] | None = None if aliases or self.mutable else {}
+        self.made: dict[Any, tuple[Any, Cost]] | None = None if aliases or schema.is_mutable else {}
 
 
 _operations: dict[int, Operation] = {}

@@ -99,9 +99,7 @@ class Footprint:
         reserved = allocated if reserved is None else reserved
         if device.vendor == "host":
             off = math.ceil(reserved * CPU_MARGIN)
-            return cls(
-                allocated, reserved, reserved, (reserved - off, reserved + (max(off, inside) if inside else off))
-            )
+            return cls(allocated, reserved, reserved, (reserved - off, reserved + max(off, inside)))
         context, off = context_of(device), math.ceil(reserved * margin) + LARGE_BUFFER
         return cls(
             allocated, reserved, reserved + context, (max(0, reserved - off) + context, reserved + off + context)
