@@ -248,8 +248,13 @@ def test_ctrl_c_while_planning_says_so(recipes: Recipes) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"data.split.method": "cluster"}, MASKED, {**MASKED, "techniques": {"adapter": "lora"}}],
-    ids=["data looked at by scikit-learn", "masked", "adapters"],
+    [
+        {"data.split.method": "cluster"},
+        MASKED,
+        {**MASKED, "techniques": {"adapter": "lora"}},
+        {"techniques": {"adapter": "full", "optimizer": "adamw-8bit", "checkpointing": "block"}},
+    ],
+    ids=["data looked at by scikit-learn", "masked", "adapters", "a table of codes, which is a real tensor"],
 )
 @pytest.mark.parametrize("budget", [["--budget", "2GiB"], ["--gpu", "t4"]], ids=" ".join)
 def test_a_program_that_only_plans_says_the_same(

@@ -207,6 +207,28 @@ def test_an_impossible_budget_names_the_smallest_that_would_do(job: Job) -> None
     assert less.chosen.needed_bytes == decision.chosen.needed_bytes
 
 
+@pytest.mark.parametrize("length", [12, 100])
+def test_the_smallest_budget_is_the_smallest_whatever_the_search_has_left_out(
+    session_recipes: Callable[[str], Recipes], length: int
+) -> None:
+    """With everything open but the adapter, and budgets from which on each combination would have no room."""
+    recipe = session_recipes("smallest").job({**OPEN, "techniques": {"adapter": "full"}, "train.global_batch_size": 4})
+    work = replace(WORK, tokens=length)
+
+    def planned(budget: int, *, exhaustive: bool = False) -> Decision:
+        return decide(recipe, work, limits_of(Budget(device=budget)), exhaustive=exhaustive)
+
+    needed = planned(1).chosen.needed_bytes
+    held = sorted({p.needed_bytes for p in planned(1, exhaustive=True).considered})
+    assert needed == held[0]
+    for budget in (held[0] // 2, needed - 1):
+        refused = planned(budget)
+        assert not refused.fits
+        assert refused.chosen.needed_bytes == needed
+    for budget in (needed, needed + 1, *held[1 :: len(held) // 5]):
+        assert planned(budget).fits
+
+
 def test_a_full_host_is_refused_too(full: Job) -> None:
     decision = _decide(full, 64 * GIB, host=MIB)
     assert not decision.fits
@@ -439,7 +461,6 @@ def test_an_option_that_is_slower_and_takes_more_is_left_out_of_the_rest(ladder:
     told: Any = _Told(budget)
     found = Search(ladder, told, budget, told)
     chosen = found.run(exhaustive=False)
-    assert chosen is not None
     assert {chosen.techniques} < told.asked < set(found.rungs[0])
     assert {(a.name, b.name) for a, b in found.outdone.items()} == {("fp32", "bf16"), ("selective", "none")}
     pairs = {(_option(plan, "precision"), _option(plan, "checkpointing")) for plan in found.plans()}
@@ -450,6 +471,32 @@ def test_an_option_that_is_slower_and_takes_more_is_left_out_of_the_rest(ladder:
     all_of_it = Search(ladder, told, budget, told)
     assert all_of_it.run(exhaustive=True) == chosen
     assert not all_of_it.outdone
+
+
+class _Refusing(_Told):
+    """AdamW takes four times as much, and bf16 is refused beside all other optimizers."""
+
+    FACTS = {**_Told.FACTS, "adamw": (1, 4)}  # noqa: RUF012
+
+    def map(self, questions: Any) -> list[Any]:
+        names = [{t.name for t in combination} for combination in questions]
+        plans = super().map(questions)
+        return ["no" if "bf16" in some and "adamw" not in some else one for some, one in zip(names, plans, strict=True)]
+
+
+def test_an_option_that_is_outdone_is_tried_where_what_outdid_it_is_refused(
+    ladder: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "LARGE", 0)
+    adapter = {"adapter": ladder.choices["adapter"][:1]}
+    job = replace(ladder, choices={**ladder.choices, **adapter})
+    budget = limits_of(Budget(device=3 * MIB // 2))
+    told: Any = _Refusing(budget)
+    found = Search(job, told, budget, told)
+    chosen = found.run(exhaustive=False)
+    assert ("fp32", "bf16") in {(a.name, b.name) for a, b in found.outdone.items()}
+    assert budget.why_not(chosen) is None
+    assert (_option(chosen, "precision"), _option(chosen, "checkpointing")) == ("fp32", "block")
 
 
 def test_what_is_refused_of_a_shallow_model_may_be_right_for_a_deep_one(recipes: Recipes) -> None:

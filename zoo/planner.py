@@ -83,21 +83,19 @@ def decide(job: Job, workload: Workload, limits: Limits, *, exhaustive: bool = F
     with Workers(tracer.answer) as workers:
         search = Search(job, tracer, limits, workers)
         chosen = search.run(exhaustive=exhaustive)
-        if chosen is not None:
-            rejected = search.rejected(chosen, None)
+        fits = limits.why_not(chosen) is None
+        rejected = search.rejected(chosen, None if fits else "")
+        if fits:
             reasons = _reasons(chosen, rejected, job, workload, limits)
-            return Decision(True, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
-        smallest = search.smallest()
-        if limits.host_bytes is not None and smallest.needed_bytes <= limits.device_bytes:
-            reasons = (f"nothing fits the host; the smallest plan {limits.why_not(smallest)}; raise budget.host",)
+        elif limits.host_bytes is not None and chosen.needed_bytes <= limits.device_bytes:
+            reasons = (f"nothing fits the host; the smallest plan {limits.why_not(chosen)}; raise budget.host",)
         else:
-            needed = smallest.needed_bytes
+            needed = chosen.needed_bytes
             reasons = (
                 f"nothing fits {format_bytes(limits.device_bytes)} ({limits.origin}); "
                 f"the smallest budget that would do is {needed} bytes ({format_bytes(needed)})",
             )
-        rejected = search.rejected(smallest, "")
-        return Decision(False, limits, workload, smallest, tuple(rejected), reasons, tuple(search.plans()))
+        return Decision(fits, limits, workload, chosen, tuple(rejected), reasons, tuple(search.plans()))
 
 
 def _reasons(

@@ -62,8 +62,11 @@ class Search:
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
 
-    def run(self, *, exhaustive: bool) -> Plan | None:
-        """The plan to choose, or None where nothing fits. `exhaustive`: trace every combination before choosing."""
+    def run(self, *, exhaustive: bool) -> Plan:
+        """The plan to choose, or where nothing fits the smallest. `exhaustive`: trace every combination first.
+
+        Raises `InputError` where none can be built.
+        """
         lowest, *higher = self.rungs
         large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
         if large:
@@ -78,7 +81,7 @@ class Search:
             count = PROBES if self.plans() else 1
             some, higher = higher[:count], higher[count:]
             if self.plans():
-                self._trace([self._smallest_of(rung) for rung in some], look_first=large)
+                self._trace(itertools.chain(*map(self._smallest_of, some)), look_first=large)
             else:
                 self._trace_rung(some[0], look_first=large)
             for rung in some:
@@ -87,29 +90,34 @@ class Search:
                     self._trace_rung(rung, look_first=large)
                     if (chosen := self._choose(rung)) is not None:
                         break
-        return chosen
+        return chosen or self._smallest()
 
-    def smallest(self) -> Plan:
-        """The smallest plan of all that are known. Raises `InputError` where none can be built."""
+    def _smallest(self) -> Plan:
+        """The smallest plan of all that are known, confirmed. Raises `InputError` where none can be built.
+
+        It can fit: where the probe of its rung was not the smallest there.
+        """
         if self.standing:
             hopeless = next(rung for rung in self.rungs if min(self.standing, key=self.standing.__getitem__) in rung)
             for combination in hopeless:
                 if self.standing.pop(combination, None) is not None:
                     del self.answers[combination]
             self._trace(hopeless)
-        plans = self.plans()
-        if not plans:
+        if not self.plans():
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
-        self._trace_rung(next(r for r in self.rungs if min(plans, key=_needs).techniques in r))
-        first, *others = sorted((min(answer, key=_needs) for answer in self._answers()), key=_needs)[:CLOSE]
+        rung = next(r for r in self.rungs if min(self.plans(), key=_needs).techniques in r)
+        self._trace_rung(rung)
+        first, *others = sorted(self.plans(), key=self._at_least)
         smallest = self._confirm(first)
-        for plan in others:
+        for plan in others[: CLOSE - 1]:
             if self._at_least(plan) < smallest.needed_bytes:
                 smallest = min(smallest, self._confirm(plan), key=_needs)
-        return smallest
+        return self._choose(rung) or smallest
 
     def _at_least(self, plan: Plan) -> int:
         """What a plan can need when it is confirmed: in the optimizer's phase there is nothing that could be less."""
+        if plan.confirmed:
+            return plan.needed_bytes
         held = max(plan.estimate.peak_by_phase.get("optimizer", 0), round(plan.peak_bytes / (1 + SLACK)))
         return Footprint.of(self.limits.device, held).interval[1]
 
@@ -165,6 +173,15 @@ class Search:
                 self._compare(key, combinations)
             left = self._not_outdone(left)
         self._trace(left, look_first=look_first)
+        # What has outdone an option elsewhere may be refused here.
+        refused = [c for c in rung if c not in left and isinstance(self.answers[self._instead(c)], str)]
+        self._trace(refused, look_first=look_first)
+
+    def _instead(self, combination: Combination) -> Combination:
+        """The combination with what its options are outdone by."""
+        while any(t in self.outdone for t in combination):
+            combination = tuple(self.outdone.get(t, t) for t in combination)
+        return combination
 
     def _not_outdone(self, rung: Sequence[Combination]) -> list[Combination]:
         return [combination for combination in rung if not any(t in self.outdone for t in combination)]
@@ -204,7 +221,7 @@ class Search:
         self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
     def _choose(self, rung: Sequence[Combination]) -> Plan | None:
-        """The fastest plan of a rung that fits, confirmed."""
+        """The fastest plan of a rung that fits, confirmed, or None."""
         for plan in sorted((plan for plan in self._known(rung) if self._may_fit(plan)), key=preference):
             confirmed = self._confirm(plan)
             if self.limits.why_not(confirmed) is None:
@@ -217,6 +234,8 @@ class Search:
 
     def _confirm(self, plan: Plan) -> Plan:
         """The plan, confirmed, in place of what was known of it."""
+        if plan.confirmed:
+            return plan
         records = [a for a in self.workers.map(self.tracer.to_confirm(plan)) if isinstance(a, Record)]
         confirmed = self.tracer.confirmed(plan, records)
         before = self.answers[plan.techniques]
@@ -225,13 +244,19 @@ class Search:
         self.answers[plan.techniques] = [confirmed if p.micro_batch_size == size else p for p in before]
         return confirmed
 
-    def _smallest_of(self, rung: Sequence[Combination]) -> Combination:
-        """The combination of a rung with most in common with the smallest plan that is known."""
+    def _smallest_of(self, rung: Sequence[Combination]) -> list[Combination]:
+        """The combination of a rung with most in common with the smallest plan that is known.
+
+        And, for each option that no plan is known with, the one that has this option beside.
+        """
         plans = self.plans()
         if not plans:
-            return rung[-1]
-        known = set(min(plans, key=_needs).techniques)
-        return max(rung, key=lambda combination: len(known & set(combination)))
+            return [rung[-1]]
+        known = min(plans, key=_needs).techniques
+        seen = {t for plan in plans for t in plan.techniques}
+        unknown = dict.fromkeys(t for c in self.standing for t in c if t not in seen)
+        alike = [{t for t in known if t.key != other.key} | {other} for other in unknown]
+        return [max(rung, key=lambda c: len(wanted.intersection(c))) for wanted in (set(known), *alike)]
 
 
 def option(combination: Combination, key: str) -> Technique:

@@ -19,7 +19,7 @@ from zoo.memory.leaves import tensors_in
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
-from zoo.memory.trace import World, trace
+from zoo.memory.trace import World, before_fakes, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
 from zoo.step import Setup, build, plain_model, refusals, reproducible, storage_free
@@ -80,8 +80,10 @@ class Tracer:
         self.depth = depth if depth is not None and depth > max(SHALLOW) else None
 
     def warm_up(self) -> None:
-        """Import what building the model imports, once for all processes that will trace it."""
+        """Import what building and tracing the model imports, once for all processes that will do it."""
         self._plain(())
+        if self.confirming == "fake":
+            before_fakes()
 
     def _plain(self, techniques: tuple[Technique, ...]) -> Setup:
         """The model that is traced for the techniques, the shallower one of two, before any of them is applied."""

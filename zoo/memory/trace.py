@@ -174,6 +174,14 @@ def _sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
     return tensors == 4 and holders == 2
 
 
+def before_fakes() -> None:
+    """Import what fake tensors import when the first real tensor is met.
+
+    That import leaves a cycle of the frames that led to it: met in a step, it would keep alive what they hold.
+    """
+    importlib.import_module("torch._dynamo.source")
+
+
 @contextlib.contextmanager
 def without_storage(
     world: World, *, count_costs: bool = False, kind: Kind | None = None
@@ -196,6 +204,7 @@ def without_storage(
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         else:
             ledger = _HostLedger(count_costs=count_costs)
+            before_fakes()
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(ledger)
         stack.enter_context(_no_garbage_collection())
