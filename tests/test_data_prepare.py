@@ -134,6 +134,22 @@ def test_smiles_that_do_not_parse_can_be_skipped(recipes: Recipes) -> None:
     assert data.notes == {"rows that cannot be read": 2, "canonicalised": 1}
 
 
+def test_lines_that_are_no_record_are_told_with_all_others_and_can_be_skipped(recipes: Recipes) -> None:
+    job = molecules(recipes, [("CCO", "1"), ("C1CC", "2")], where={"y": "1"})
+    path = recipes.folder / "molecules.csv"
+    path.write_text('smiles,y\nCCO,1\nC1CC,1\nCC,1,3\nCCN,2\n"CCC,1\n')
+    assert refused(job)[1:] == [
+        f"{path} row 3: line 4: 3 fields, the header has 2",
+        f"{path} row 5: line 6: its quotes do not match (unexpected end of data)",
+        "3 of 4 rows cannot be used; mend them, or say data.unreadable: skip",
+    ]
+    changed = job.recipe.data.model_copy(update={"unreadable": "skip"})
+    data = prepare(dataclasses.replace(job, recipe=job.recipe.model_copy(update={"data": changed})))
+    assert [e.row for e in everything(data)] == [0]
+    assert [s.row for s in data.skipped] == [1, 2, 3, 4]
+    assert data.notes == {"rows that data.where leaves out": 1, "rows that cannot be read": 3}
+
+
 def test_only_ten_of_many_unreadable_rows_are_shown(recipes: Recipes) -> None:
     problems = refused(molecules(recipes, [("C1CC", "2")] * 15))
     assert len(problems) == 11

@@ -83,10 +83,10 @@ def test_blank_and_malformed_lines_are_rows_with_an_error(opened: Run, tmp_path:
     source.write_text('sequence\nKRKRAG\n\nDEDEAG\n""\nKRKR,1\n"KRKR\nDEDE\n')
     assert predict_file(opened, source, tmp_path / "out.csv") == (7, 4)
     found = rows_of(tmp_path / "out.csv")
-    assert [r["sequence"] for r in found] == ["KRKRAG", "", "DEDEAG", "", "KRKR", '"KRKR', "DEDE"]
+    assert [r["sequence"] for r in found] == ["KRKRAG", "", "DEDEAG", "", "KRKR,1", '"KRKR', "DEDE"]
     assert [r["error"] for r in found] == [
         "", "the sequence is empty: no residues", "", "the sequence is empty: no residues",
-        "2 fields, the header has 1", "its quotes do not match (unexpected end of data)", "",
+        "line 6: 2 fields, the header has 1", "line 7: its quotes do not match (unexpected end of data)", "",
     ]  # fmt: skip
     assert [r["prediction"] == "" for r in found] == [bool(r["error"]) for r in found]
 

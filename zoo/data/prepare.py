@@ -70,15 +70,22 @@ class Data:
 class _Row:
     row: int
     part: str
-    raw: str
-    target_text: str
+    raw: str = ""
+    target_text: str = ""
+    problem: str = ""
     text: str = ""
     target: Any = None
     ids: list[int] = field(default_factory=list)
 
 
-def read_parts(request: DataRequest, fetch: Fetch) -> tuple[dict[str, pd.DataFrame], str]:
-    """Tables of a recipe's data by part (``all``, or the publisher's ``train`` and ``test``), and a name for errors."""
+Tables = dict[str, tuple["pd.DataFrame", dict[int, str]]]
+
+
+def read_parts(request: DataRequest, fetch: Fetch) -> tuple[Tables, str]:
+    """Tables of a recipe's data by part (``all``, or the publisher's ``train`` and ``test``), and a name for errors.
+
+    With each table, its rows that are none and why.
+    """
     spec = request.recipe.data
     if spec.path is not None:
         path = Path(spec.path)
@@ -191,7 +198,7 @@ def cleaner(request: DataRequest) -> Callable[[str], Cleaned]:
 
 def _collect(
     request: DataRequest,
-    tables: dict[str, pd.DataFrame],
+    tables: Tables,
     name: str,
     skipped: list[Skipped],
     notes: Counter[str],
@@ -202,12 +209,15 @@ def _collect(
     where = f"{name}: data.columns"
     rows: list[_Row] = []
     offset = 0
-    for part, table in tables.items():
+    for part, (table, malformed) in tables.items():
         filters = {key: column(table, key, f"{name}: data.where") for key in spec.where}
         inputs = column(table, spec.columns["input"], f"{where}.input")
         targets = column(table, spec.columns["target"], f"{where}.target") if with_target else [""] * len(inputs)
         for i, (text, target) in enumerate(zip(inputs, targets, strict=True)):
             other = next((key for key, values in filters.items() if values[i] != spec.where[key]), None)
+            if i in malformed:
+                rows.append(_Row(offset + i, part, problem=malformed[i]))
+                continue
             if other is None:
                 rows.append(_Row(offset + i, part, text, target))
                 continue
@@ -234,6 +244,8 @@ def _readable(
     bad: list[Skipped] = []
     for row in rows:
         try:
+            if row.problem:
+                raise ValueError(row.problem)
             cleaned = clean(row.raw)
             row.text = cleaned.text
             row.ids = tokenizer.encode(row.text)
@@ -297,7 +309,7 @@ def _leaks(
     return [row for row in rows if row.row not in gone]
 
 
-def _split(request: DataRequest, rows: list[_Row], tables: dict[str, pd.DataFrame]) -> tuple[list[str], str]:
+def _split(request: DataRequest, rows: list[_Row], tables: Tables) -> tuple[list[str], str]:
     """A part for every row, and the name of the split."""
     spec = request.recipe.data.split
     if spec.method == "given":
@@ -311,7 +323,7 @@ def _split(request: DataRequest, rows: list[_Row], tables: dict[str, pd.DataFram
         return parts, "given"
     if spec.method == "column":
         assert spec.column is not None
-        values = [v for table in tables.values() for v in column(table, spec.column, "data.split.column")]
+        values = [v for table, _ in tables.values() for v in column(table, spec.column, "data.split.column")]
         return splits.by_column([values[row.row] for row in rows], "data.split.column"), f"column {spec.column}"
     label = f"{spec.method} (seed {spec.seed})"
     if spec.method == "random":

@@ -1,13 +1,14 @@
-"""Tables of text, from any file that the zoo or a domain can read."""
+"""Tables, from any file that the zoo or a domain can read."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.card import Ref, load_ref
 from zoo.errors import InputError, unknown
@@ -19,13 +20,14 @@ CORE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def read_table(
-    path: Path, readers: Mapping[str, Ref], reader: str | None = None, *, malformed: dict[int, str] | None = None
-) -> pd.DataFrame:
-    """All rows and columns of a file, every value as the text that the file holds ("" where empty).
+    path: Path, readers: Mapping[str, Ref], reader: str | None = None
+) -> tuple[pd.DataFrame, dict[int, str]]:
+    """All rows and columns of a file with values as they are there, and by row (from 0) why a line of text is none.
 
-    `reader` overrides the suffix. Lines of CSV and TSV that are none (too many fields, quotes that do not match) are
-    an error, or, where `malformed` is given, rows of whatever can be told, with the reason in `malformed` by row.
-    A blank line is a row where the file has one column, except at its end; elsewhere it is none.
+    `reader` overrides the suffix. Of CSV and TSV every value is text; lines of them with too many fields, or with
+    quotes that do not match, are rows whose first value is the line as it stands. A blank line is a row where the file
+    has one column, except at its end; elsewhere it is none. Bytes that are not UTF-8 stay what they are
+    (``surrogateescape``).
 
     Raises `InputError` for a missing, empty or unreadable file and an unknown suffix.
     """
@@ -37,61 +39,70 @@ def read_table(
     known = (*CORE_SUFFIXES, *sorted(readers))
     if suffix not in known:
         raise InputError(f'{path}: files of kind "{suffix}" cannot be read (kinds: {", ".join(known)})')
+    malformed: dict[int, str] = {}
     try:
         table = _read(path, suffix, readers, malformed)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as {suffix}: {error}") from error
     if table.empty:
         raise InputError(f"{path}: has no rows")
-    return table.reset_index(drop=True)
+    return table.reset_index(drop=True), malformed
 
 
-def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[int, str] | None) -> pd.DataFrame:
+def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[int, str]) -> pd.DataFrame:
     if suffix in readers:
         table: pd.DataFrame = load_ref(readers[suffix])(path)
         return table
     if suffix == ".parquet":
         import pandas as pd
+        from pyarrow import parquet
 
-        raw = pd.read_parquet(path)
-        return raw.astype(object).where(raw.notna(), "").astype(str)
+        # without pandas' own notes, by which columns become an index, and dates those of nanoseconds
+        typed: pd.DataFrame = parquet.read_table(path).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        return typed
     return _delimited(path, "\t" if suffix == ".tsv" else ",", malformed)
 
 
-def _delimited(path: Path, delimiter: str, malformed: dict[int, str] | None) -> pd.DataFrame:
+def _delimited(path: Path, delimiter: str, malformed: dict[int, str]) -> pd.DataFrame:
     """A CSV file by Python's reader: that of pandas passes over blank rows, renames columns and stops at bad lines."""
     import pandas as pd
 
-    records = [*_records(path.read_bytes().decode("utf-8-sig"), delimiter)]
-    while records and not records[-1][1]:
+    content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    records = [*_records(content.decode("utf-8-sig", "surrogateescape"), delimiter)]
+    while records and not records[-1].fields:
         records.pop()
-    first = next((n for n, (_, fields, _) in enumerate(records) if fields), None)
+    first = next((n for n, record in enumerate(records) if record.fields), None)
     if first is None:
         raise ValueError("there is no header")
-    line, names, problem = records[first]
-    if problem:
-        raise ValueError(f"line {line}, the header: {problem}")
-    width = len(names)
+    header = records[first]
+    if header.problem:
+        raise ValueError(f"line {header.line}, the header: {header.problem}")
+    width = len(header.fields)
     rows: list[list[str]] = []
-    problems: list[str] = []
-    for line, fields, problem in records[first + 1 :]:
+    for line, fields, problem, text in records[first + 1 :]:
         if not fields and width > 1:
             continue
         if len(fields) > width:
             problem = f"{len(fields)} fields, the header has {width}"
-        if problem and malformed is not None:
-            malformed[len(rows)] = problem
-        elif problem:
-            problems.append(f"{path}:{line}: {problem}")
-        rows.append([*fields[:width], *([""] * (width - len(fields)))])
-    if problems:
-        more = [f"{path}: {len(problems)} lines are malformed"] if len(problems) > 10 else []
-        raise InputError([*problems[:10], *more])
-    return pd.DataFrame(rows, columns=names, dtype="str")
+        if problem:
+            malformed[len(rows)] = f"line {line}: {problem}"
+            fields = [text]
+        rows.append([*fields, *([""] * (width - len(fields)))])
+    return pd.DataFrame(rows, columns=pd.Index(header.fields, dtype=object), dtype=object)  # text of Arrow is UTF-8
 
 
-def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
-    """Line, fields and, of a line that is no record, what is wrong with it. Such a line is a field as it stands."""
+class _Record(NamedTuple):
+    """A record of delimited text, or a line that is none, with what is wrong; where it begins, and as it stands."""
+
+    line: int
+    fields: list[str]
+    problem: str
+    text: str
+
+
+def _records(text: str, delimiter: str) -> Iterator[_Record]:
     lines = list(io.StringIO(text, newline=""))
     limit = csv.field_size_limit(sys.maxsize)  # by default shorter than a chromosome
     try:
@@ -101,11 +112,13 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
             reader = csv.reader(rest, delimiter=delimiter, strict=True)
             try:
                 for fields in reader:
-                    yield now + 1, fields, ""
-                    now = start + reader.line_num
+                    end = start + reader.line_num
+                    yield _Record(now + 1, fields, "", "".join(lines[now:end]).rstrip("\r\n"))
+                    now = end
                 return
             except csv.Error as error:  # an open quote takes all that follows: go on with the next line
-                yield now + 1, [lines[now].rstrip("\r\n")], f"its quotes do not match ({error})"
+                line = lines[now].rstrip("\r\n")
+                yield _Record(now + 1, [line], f"its quotes do not match ({error})", line)
                 start = now = now + 1
     finally:
         csv.field_size_limit(limit)
@@ -114,17 +127,34 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
 def write_table(table: pd.DataFrame, path: Path, kind: str) -> None:
     """Write `table` to `path` as ``.csv``, ``.tsv`` or ``.parquet``. Raises `InputError` where it cannot be that."""
     if kind != ".parquet":
-        table.to_csv(path, index=False, sep="\t" if kind == ".tsv" else ",")
+        table.to_csv(path, index=False, sep="\t" if kind == ".tsv" else ",", errors="surrogateescape")
         return
     if twice := sorted({str(name) for name in table.columns[table.columns.duplicated()]}):
         raise InputError(f"Parquet has no two columns of one name ({', '.join(twice)}); write a .csv instead")
-    table.to_parquet(path, index=False)
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        typed = pyarrow.Table.from_pandas(table, preserve_index=False)
+    except UnicodeEncodeError as error:
+        raise InputError("Parquet has no bytes that are not UTF-8, which are in the input; write a .csv") from error
+    # pandas cannot read back its own notes of a column of lists
+    parquet.write_table(typed.replace_schema_metadata(None), path)
 
 
 def column(table: pd.DataFrame, name: str, where: str) -> list[str]:
-    """The values of a column. Raises `InputError` naming the columns there are, and where several have the name."""
+    """The values of a column as text, "" where there is none; bytes that are not UTF-8 as ``\\xff``.
+
+    Raises `InputError` naming the columns there are, and where several have the name.
+    """
     if name not in table.columns:
-        raise InputError(unknown(where, "column", name, map(str, table.columns)))
+        raise InputError(unknown(where, "column", name, map(_text, table.columns)))
     if (count := list(table.columns).count(name)) > 1:
         raise InputError(f'{where}: {count} columns are named "{name}"; give each a name of its own')
-    return [str(value) for value in table[name]]
+    missing = table[name].isna()
+    return ["" if lacks or value != value else _text(value) for value, lacks in zip(table[name], missing, strict=True)]
+
+
+def _text(value: object) -> str:
+    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")

@@ -168,8 +168,7 @@ def predict_file(run: Run, source: Place, target: Path, left_out: dict[str, int]
         )
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the predictions to another file")
-    malformed: dict[int, str] = {}
-    table = read_table(source, run.job.domain.readers, malformed=malformed)
+    table, malformed = read_table(source, run.job.domain.readers)
     out = run.predict_table(table, malformed)
     write_atomically(target, lambda partial: write_table(out, partial, kind))
     return len(out), int((out["error"] != "").sum())
