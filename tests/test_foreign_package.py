@@ -118,13 +118,6 @@ def registered(folder: Path, group: str, entry: str, module: str, source: str) -
 @pytest.mark.parametrize(
     ("group", "entry", "source", "sentence"),
     [
-        ("zoo.domains", "rocks = rocks:DOMAIN", "1 / 0", 'domain "rocks" (rocks:DOMAIN) cannot be loaded: division by'),
-        (
-            "zoo.domains",
-            "rocks = rocks:DOMAIN",
-            "DOMAIN = 3",
-            'domain "rocks" (rocks:DOMAIN) is not a zoo.domain.Domain',
-        ),
         ("zoo.techniques", "rocks = rocks", "1 / 0", 'technique module "rocks" cannot be loaded: division by'),
         (
             "zoo.techniques",
@@ -137,6 +130,24 @@ def registered(folder: Path, group: str, entry: str, module: str, source: str) -
 def test_a_broken_package_is_named(tmp_path: Path, group: str, entry: str, source: str, sentence: str) -> None:
     stranger = registered(tmp_path, group, entry, "rocks", source)
     assert sentence in stranger.run("check", RECIPE, exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "reason"),
+    [
+        ("rocks = rocks:DOMAIN", "1 / 0", "rocks:DOMAIN cannot be loaded: ZeroDivisionError: division by zero"),
+        ("rocks = rocks:DOMAIN", "DOMAIN = 3", "rocks:DOMAIN is not a zoo.domain.Domain of that name"),
+    ],
+)
+def test_a_domain_that_cannot_be_used_stops_only_its_own_recipes(
+    tmp_path: Path, entry: str, source: str, reason: str
+) -> None:
+    stranger = registered(tmp_path, "zoo.domains", entry, "rocks", source)
+    note = f'note: domain "rocks" is left out: {reason}\n'
+    shipped = "recipes/chemistry/solubility.yaml"
+    assert stranger.run("check", shipped).stderr == note
+    refused = stranger.run("check", shipped, "--set", "domain=rocks", exit_code=2).stderr
+    assert refused == f"error: --set domain: {reason}\n{note}"
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -60,8 +60,7 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except ZooError as error:
-        problems = getattr(error, "problems", None) or (str(error),)
-        for problem in problems:
+        for problem in getattr(error, "problems", None) or (str(error),):
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
@@ -75,6 +74,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.exit(1)
     finally:
+        if "zoo.domain" in sys.modules:
+            sys.modules["zoo.domain"].note_left_out()
         signal.signal(signal.SIGINT, before)
         gc.freeze()  # at its end the interpreter would look through torch and transformers for garbage, for 1.5 s
 

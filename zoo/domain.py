@@ -11,6 +11,7 @@ import functools
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -220,19 +221,41 @@ def cards_in(package: str) -> tuple[ModelCard, ...]:
     return tuple(sorted(found, key=lambda card: card.name))
 
 
-@functools.cache
 def domains() -> Mapping[str, Domain]:
-    """All installed domains by name. A package that fails to import is an error that names it."""
+    """All installed domains by name, but those that are `left_out`."""
+    return installed_domains()[0]
+
+
+def left_out() -> Mapping[str, str]:
+    """By name, why a domain of an installed package cannot be used: it stops none of the others."""
+    return installed_domains()[1]
+
+
+@functools.cache
+def installed_domains() -> tuple[Mapping[str, Domain], Mapping[str, str]]:
+    """The domains of installed packages, and why others of theirs are left out."""
     found: dict[str, Domain] = {}
+    lacking: dict[str, str] = {}
     for entry in sorted(entry_points(group="zoo.domains"), key=lambda e: e.name):
         try:
             domain = entry.load()
         except Exception as error:  # a stranger's package may fail in any way; say whose it is
-            raise InputError(f'domain "{entry.name}" ({entry.value}) cannot be loaded: {error}') from error
-        if not isinstance(domain, Domain) or domain.name != entry.name:
-            raise InputError(f'domain "{entry.name}" ({entry.value}) is not a zoo.domain.Domain of that name')
-        found[domain.name] = domain
-    return found
+            lacking[entry.name] = f"{entry.value} cannot be loaded: {type(error).__name__}: {error}"
+            continue
+        if entry.name in found:
+            lacking[entry.name] = f"{entry.value} comes second: another installed package has a domain of that name"
+        elif isinstance(domain, Domain) and domain.name == entry.name:
+            found[domain.name] = domain
+        else:
+            lacking[entry.name] = f"{entry.value} is not a zoo.domain.Domain of that name"
+    return found, lacking
+
+
+def note_left_out() -> None:
+    """Say on stderr what was done without, where somebody has asked for domains."""
+    if installed_domains.cache_info().currsize:
+        for name, reason in left_out().items():
+            print(f'note: domain "{name}" is left out: {reason}', file=sys.stderr)
 
 
 def extra_that_brings(module: str) -> str | None:

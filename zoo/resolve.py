@@ -18,7 +18,8 @@ from typing import Any, cast
 from pydantic import ConfigDict, Field, create_model
 
 from zoo.card import DatasetCard, ModelCard, Ref, load_ref
-from zoo.domain import Domain, Task, datasets, domains, models
+from zoo.data.tables import CORE_SUFFIXES, columns_of
+from zoo.domain import Domain, Task, datasets, domains, left_out, models
 from zoo.errors import InputError, nearest, unknown
 from zoo.explain import validate
 from zoo.recipe import Budget, Recipe
@@ -99,7 +100,8 @@ def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
     problems: Problems = []
     domain = domains().get(recipe.domain)
     if domain is None:
-        problems.append((("domain",), _unknown("domain", recipe.domain, domains())))
+        lacking = left_out().get(recipe.domain)
+        problems.append((("domain",), lacking or _unknown("domain", recipe.domain, domains())))
     card = models().get(recipe.model)
     if card is None:
         problems.append((("model",), _unknown("model", recipe.model, models())))
@@ -108,13 +110,13 @@ def resolve(file: RecipeFile, *, needs_data: bool = True) -> Job:
         problems.append((("model",), f"{card.name} is a model of {card.domain}, not of {domain.name} (its own: {own})"))
     task = _task(recipe, card, domain, problems)
     dataset = _data(recipe, card, domain, problems, needs_data=needs_data)
-    problems += _columns(recipe, task if card and recipe.task_name in card.tasks else None, dataset)
+    problems += _columns(recipe, task if card and recipe.task_name in card.tasks else None, dataset, file=needs_data)
     problems += _checkpoint(recipe.checkpoint, card)
     problems += _budget(recipe.budget)
-    choices, left_out = _techniques(recipe, card, problems)
+    choices, without = _techniques(recipe, card, problems)
     if problems or domain is None or card is None or task is None:
         raise InputError(file.places.sentences(problems))
-    return Job(file, recipe, domain, card, task, dataset, choices, left_out)
+    return Job(file, recipe, domain, card, task, dataset, choices, without)
 
 
 def _unknown(what: str, got: str, allowed: Iterable[str]) -> str:
@@ -219,8 +221,8 @@ def _data(
     return dataset
 
 
-def _columns(recipe: Recipe, task: Task | None, dataset: DatasetCard | None) -> Problems:
-    """What the task needs of the data's columns, and whether a dataset has those that are named."""
+def _columns(recipe: Recipe, task: Task | None, dataset: DatasetCard | None, *, file: bool) -> Problems:
+    """What the task needs of the data's columns, and whether a dataset, or a `file`, has those that are named."""
     data, place = recipe.data, ("data", "columns")
     problems: Problems = []
     keys = getattr(task, "columns", None)  # a task that reads its data in a way of its own need not say
@@ -229,19 +231,20 @@ def _columns(recipe: Recipe, task: Task | None, dataset: DatasetCard | None) -> 
         problems += [((*place, key), _unknown(what, key, keys)) for key in data.columns if key not in keys]
         lacking = [key for key in keys if key not in data.columns]
         problems += [(place, f"{recipe.task_name} needs {key}: NAME OF A COLUMN") for key in lacking]
-    if dataset is not None and dataset.columns:
+    known, origin = (list(dataset.columns), dataset.name) if dataset else (None, "")
+    if file and keys is not None and data.path is not None:
+        known, origin = columns_of(Path(data.path)), data.path
+    if known:
         named: list[tuple[Key, str]] = [((*place, key), name) for key, name in data.columns.items()]
         named += [(("data", "where", name), name) for name in data.where]
         named += [(("data", "split", "column"), data.split.column)] if data.split.column is not None else []
-        what = f"column of {dataset.name}"
-        problems += [(key, _unknown(what, name, dataset.columns)) for key, name in named if name not in dataset.columns]
+        what = f"column of {origin}"
+        problems += [(key, _unknown(what, name, known)) for key, name in named if name not in known]
     return problems
 
 
 def _unreadable(path: str, domain: Domain | None) -> str | None:
     """Why a data file cannot be read, or None."""
-    from zoo.data.tables import CORE_SUFFIXES
-
     file = Path(path)
     if domain is not None and path.rstrip("/").lower().endswith(domain.formats or ("/",)):
         return None  # folders, patterns and addresses too: the task that reads them says what is wrong

@@ -7,6 +7,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from zoo.errors import InputError
+
 
 @functools.cache
 def shared() -> Path:
@@ -17,7 +19,12 @@ def shared() -> Path:
 
 
 def find_recipe(path: str | Path) -> Path:
-    """`path` itself where it exists, else the shipped recipe of that path, else `path` (for the error)."""
+    """`path` itself where it exists, else the shipped recipe of that path, else `path` (for the error).
+
+    Raises `InputError` for what is no path.
+    """
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"recipe: got a {type(path).__name__}; needs the path of a recipe file")
     given = Path(path)
     shipped = shared() / given
     return shipped if not given.exists() and not given.is_absolute() and shipped.is_file() else given

@@ -63,6 +63,23 @@ def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[i
     return _delimited(path, "\t" if suffix == ".tsv" else ",", malformed)
 
 
+def columns_of(path: Path) -> list[str] | None:
+    """Names of the columns of a file whose first line or whose end tells them; None of any other."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            from pyarrow import parquet
+
+            return [str(name) for name in parquet.read_schema(path).names]
+        if suffix in CORE_SUFFIXES:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+                reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                return [_text(name) for name in next(filter(None, reader), ())] or None
+    except (ValueError, OSError, csv.Error):  # reading the table will say what is wrong
+        pass
+    return None
+
+
 def _delimited(path: Path, delimiter: str, malformed: dict[int, str]) -> pd.DataFrame:
     """A CSV file by Python's reader: that of pandas passes over blank rows, renames columns and stops at bad lines."""
     import pandas as pd
