@@ -283,7 +283,11 @@ def _once(width: int, latitudes: Tensor, longitudes: Tensor, patch: int, **given
     if not hasattr(_running, "hours"):  # the library itself is at work
         return pos_scale_enc(width, latitudes, longitudes, patch, **given)  # type: ignore[no-any-return]
     with _disable_current_modes():
-        found = _encodings(width, tuple(latitudes.tolist()), tuple(longitudes.tolist()), patch)
+        if _running.hours.is_meta:  # without storage there are no values, which take seconds to compute
+            patches = (len(latitudes) // patch) * (len(longitudes) // patch)
+            found = tuple(torch.empty(patches, width) for _ in range(2))
+        else:
+            found = _encodings(width, tuple(latitudes.tolist()), tuple(longitudes.tolist()), patch)
     return tuple(encoding.to(_running.hours.device) for encoding in found)
 
 
