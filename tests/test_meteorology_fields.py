@@ -260,6 +260,12 @@ def test_other_processes_read_the_same(tmp_path: Path, suffix: str, method: str)
         assert list(pool.map(_sum, [(fields, i) for i in range(6)])) == here
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_store_without_metadata_in_one_place_is_opened_without_a_word(tmp_path: Path) -> None:
+    dataset().to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
+    assert len(opened(str(tmp_path / "a.zarr"))) == 10
+
+
 def test_an_object_store_is_read_through_fsspec(tmp_path: Path) -> None:
     import fsspec
 

@@ -38,7 +38,8 @@ from zoo.units import MIB
 
 SECTION = "loading"
 LEAST = 0.8
-GROWTH_MIB = 32  # what the allocator keeps differs by a few MiB between runs
+GROWTH_MIB = 32  # what the allocator keeps differs by some 10 MiB between runs
+SIZES = (1000, 10_000)  # states of the stores for memory; reading ahead has grown to its full length within the first
 LEVELS = (50, 250, 500, 600, 700, 850, 925)
 VARIABLES = {"geopotential": "m2 s-2", "temperature": "K", "u_component_of_wind": "m s-1"}
 FIELDS = [f"{name}_{level}" for name in VARIABLES for level in LEVELS]
@@ -221,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += ["", "Resident memory of a process that reads a store (blocks kept: at most 32 MiB):", ""]
         lines += ["| states | size | order | before, MiB | peak, MiB |", "|---:|---:|---|---:|---:|"]
         peaks: dict[str, list[float]] = {"sequential": [], "random": []}
-        for states in (400, 4000):
+        for states in SIZES:
             store = Store((32, 64), 4, states)
             path = Path(folder) / f"memory{states}.zarr"
             write(path, store)

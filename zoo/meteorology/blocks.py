@@ -141,11 +141,22 @@ def _runs(levels: Sequence[int], chunk: int) -> list[tuple[slice | int, list[int
 
 @dataclass
 class Block:
-    """Consecutive states of a part from time `start` on, and which fields of which are finite (T K)."""
+    """Consecutive states of a part from time `start` on: `values` (T K H W)."""
 
     start: int
     values: Floats
-    finite: npt.NDArray[np.bool_]
+    _finite: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
+
+    def state(self, time: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """The values (K H W) of a time, and which fields are finite (K): found when they are needed, as the next that
+        is done with the values is to copy them, and they are close to the processor then."""
+        place = time - self.start
+        values = self.values[place]
+        if place not in self._finite:
+            # a sum is finite only where every value is, and much cheaper than looking at each
+            with np.errstate(invalid="ignore", over="ignore"):
+                self._finite[place] = np.isfinite(values.reshape(len(values), -1).sum(axis=-1))
+        return values, self._finite[place]
 
 
 class Reader:
@@ -189,12 +200,8 @@ class Reader:
                 f"{part.path}: variable {part.stored.variable} cannot be read at times {start} to {stop - 1} of the "
                 f"file ({reason}); fetch the file again, or set unreadable: skip to leave such times out"
             ) from error
-        # a sum is finite only where every value is, and much cheaper than looking at each
-        with np.errstate(invalid="ignore", over="ignore"):
-            finite = np.isfinite(values.reshape(*values.shape[:2], -1).sum(axis=-1))
         for first in reversed(range(0, stop - start, length)):  # the one asked for is the most recent in the end
-            of_block = slice(first, first + length)
-            self.cache.put((part.key, start + first), Block(start + first, values[of_block], finite[of_block]))
+            self.cache.put((part.key, start + first), Block(start + first, values[first : first + length]))
         return count
 
     def forget(self) -> None:

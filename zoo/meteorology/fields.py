@@ -157,8 +157,7 @@ class Fields:
             for part in group.parts[piece]:
                 if wanted.keys().isdisjoint(part.places):
                     continue
-                block = self._reader.block(part, local)
-                values, finite = block.values[local - block.start], block.finite[local - block.start]
+                values, finite = self._reader.block(part, local).state(local)
                 if len(part.places) == len(chosen) and list(part.places) == list(chosen):
                     state[...] = values
                 else:

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import glob
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,10 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
     if kind == "grib":
         options["backend_kwargs"] = {"indexpath": ""}  # writes no file beside the data
     try:
-        stored = xr.open_dataset(path, decode_cf=False, **options)
+        with warnings.catch_warnings():
+            # a store without metadata in one place is opened all the same, and nobody here is slowed down by it
+            warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
+            stored = xr.open_dataset(path, decode_cf=False, **options)
         _date(stored)
         packed = {name: not _as_it_is(variable) for name, variable in stored.variables.items()}
         # without a decoder for them, leads of forecasts stay numbers with a unit
