@@ -147,7 +147,8 @@ def test_what_cannot_be_forecast_is_refused(made: Forecasts, run: Path) -> None:
 def test_a_file_is_scored_against_what_the_model_was_trained_on(made: Forecasts, run: Path) -> None:
     opened = Run.open(run)
     before = opened.job.task.state()
-    found = opened.evaluate_file(made.data(waves(12, seed=5, start="2001-02-01"), "scored.nc"))
+    found, notes = opened.evaluate_file(made.data(waves(12, seed=5, start="2001-02-01"), "scored.nc"))
+    assert notes == {"initial times of train left out at the ends of the data": 2}
     assert found["rows"] == 11 + 10 - 1
     assert found["rows_skipped"] == 0
     assert "skill_climatology" in found

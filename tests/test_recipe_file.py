@@ -344,6 +344,12 @@ def test_bad_overrides_are_reported_like_bad_keys(folder: Path, override: str, e
     assert problems(folder, GOOD, override) == [expected]
 
 
+def test_an_address_is_no_place_for_a_run(folder: Path) -> None:
+    assert problems(folder, GOOD, "output=s3://bucket/run") == [
+        "--set output: nothing is written to an address; name a folder of this machine"
+    ]
+
+
 def test_all_malformed_overrides_are_reported_together(folder: Path) -> None:
     assert len(problems(folder, GOOD, "a", "b=", "c=[")) == 3
 

@@ -276,7 +276,8 @@ def test_a_masked_language_model_is_evaluated_with_the_same_masks(recipes: Recip
 
 def test_every_row_of_a_file_is_scored_once(opened: Run, tmp_path: Path) -> None:
     rows = peptides(3, seed=8)
-    found = opened.evaluate_file(write_csv(tmp_path / "own.csv", [*rows, rows[0]]))
+    found, notes = opened.evaluate_file(write_csv(tmp_path / "own.csv", [*rows, rows[0]]))
+    assert notes == {}
     table = opened.predict_table(pd.DataFrame([*rows, rows[0]]))
     errors = (table["prediction"] - table["charge"].astype(float)) ** 2
     assert found["rmse"] == pytest.approx(float(errors.mean()) ** 0.5)

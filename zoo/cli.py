@@ -285,11 +285,11 @@ def evaluate(
         scores = score_file(opened, forecast, source, output, plot)
         _print_json(scores.facts) if as_json else console.show_scores(scores)
         return
-    found = opened.evaluate() if source is None else {str(source): opened.evaluate_file(source)}
+    found, notes, split = opened.scored(source)
     if as_json:
-        _print_json(found)
+        _print_json({part: {**own, "notes": notes} if source else own for part, own in found.items()})
     else:
-        console.show_metrics(found, opened.split if source is None else "none: every row of the file")
+        console.show_metrics(found, split, notes)
 
 
 @app.command()

@@ -251,9 +251,12 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; everything about this run is in {folder}")
 
 
-def show_metrics(found: Mapping[str, Mapping[str, float]], split: str) -> None:
+def show_metrics(found: Mapping[str, Mapping[str, float]], split: str, notes: Mapping[str, int]) -> None:
+    """A table of metrics, and what is to be known of the rows behind them, with how many there are."""
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
     console.print(_metrics("part", found, names, split))
+    for note, count in notes.items():
+        console.print(f"  - {note}: {count}")
 
 
 def show_scores(scores: Scores) -> None:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema, field_
 from zoo.card import Frozen
 from zoo.errors import InputError
 from zoo.explain import got
+from zoo.places import is_url
 from zoo.units import parse_bytes
 
 
@@ -165,6 +166,13 @@ class Recipe(Frozen):
     def _one_task(cls, value: str | dict[str, dict[str, Any]]) -> str | dict[str, dict[str, Any]]:
         if isinstance(value, dict) and len(value) != 1:
             raise ValueError("name one task: `task: NAME` or `task: {NAME: {option: value}}`")
+        return value
+
+    @field_validator("output", mode="after")
+    @classmethod
+    def _on_this_machine(cls, value: str | None) -> str | None:
+        if value is not None and is_url(value):
+            raise ValueError("nothing is written to an address; name a folder of this machine")
         return value
 
     @property

@@ -116,8 +116,11 @@ class Run:
             for part, examples in parts.items()
         }
 
-    def evaluate_file(self, path: Place) -> dict[str, float]:
-        """Metrics on a file that has the target column too, the number of `rows` in them and of `rows_skipped`."""
+    def evaluate_file(self, path: Place) -> tuple[dict[str, float], dict[str, int]]:
+        """Metrics on a file that has the target column too, the number of `rows` in them and of `rows_skipped`.
+
+        And what is to be known of the file's rows, with how many there are.
+        """
         if not hasattr(self.job.task, "predict_file"):
             path = local_path(path, "tables")
         # all rows are scored, repeated ones too, whatever split the recipe asks for
@@ -132,7 +135,15 @@ class Run:
         examples = prepared.train
         longest = max(self.job.task.length(e) for e in examples)
         metrics = inference.score(self.job.task, self._predict(examples, PREDICT_ROWS, longest), examples)
-        return {**metrics, "rows": len({e.row for e in examples}), "rows_skipped": len(prepared.skipped)}
+        counts = {"rows": len({e.row for e in examples}), "rows_skipped": len(prepared.skipped)}
+        return {**metrics, **counts}, dict(prepared.notes)
+
+    def scored(self, source: Place | None) -> tuple[dict[str, dict[str, float]], dict[str, int], str]:
+        """Metrics by part, or of a file (see `evaluate_file`), what is to be known of its rows, and of which split."""
+        if source is None:
+            return self.evaluate(), {}, self.split
+        metrics, notes = self.evaluate_file(source)
+        return {str(source): metrics}, notes, "none: every row of the file"
 
     def _predict(self, examples: Any, rows: int, longest: int) -> list[dict[str, Any]]:
         return inference.predict(self.job.task, self.model, examples, self.device, rows=rows, longest=longest)
