@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import MASKED, Recipes, peptides, write_csv
 
-from zoo import cli
+from zoo import cli, console
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -284,6 +284,26 @@ def test_libraries_do_not_chatter(recipes: Recipes) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_words_in_brackets_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_metrics({"a [b]": {"rmse": 1.0}}, "s", {"pip install 'science-zoo[quantization]'": 1})
+    said = capsys.readouterr().out
+    assert "a [b]" in said
+    assert "science-zoo[quantization]" in said
+
+
+def test_inputs_that_were_truncated_are_counted(zoo: Zoo, recipes: Recipes) -> None:
+    path = recipes.write({"data.max_length": 8, "data.too_long": "truncate", "train.max_steps": 1})
+    run, source = recipes.folder / "cut", recipes.folder / "cut.csv"
+    assert zoo("train", path, "--output", run, "--json").code == 0
+    source.write_text("sequence\nKRKRAGDEDEAG\nKRKRAG\n")
+    target = recipes.folder / "cut_out.csv"
+    assert zoo("predict", run, source, "-o", target, "--json").json["notes"] == {"predicted from truncated inputs": 1}
+    assert (
+        "could not be read (see column error); 1 predicted from truncated"
+        in zoo("predict", run, source, "-o", target).out
+    )
+
+
 def test_what_does_not_fit_is_exit_code_1_with_the_smallest_plan_there_is(zoo: Zoo, recipes: Recipes) -> None:
     path = recipes.write({"techniques": {"adapter": "full", "precision": "fp32"}})
     said = zoo("plan", path, "--budget", "1MiB", "--json")
@@ -356,7 +376,7 @@ def test_a_model_is_trained_used_and_scored(zoo: Zoo, recipes: Recipes) -> None:
     assert (again.code, again.json) == (0, summary)
 
     said = zoo("predict", run, source, "-o", target, "--json")
-    assert (said.code, said.json) == (0, {"rows": 3, "unreadable": 0, "output": str(target)})
+    assert (said.code, said.json) == (0, {"rows": 3, "unreadable": 0, "notes": {}, "output": str(target)})
     source.write_text(source.read_text() + "1,basic,0\n")
     assert zoo("predict", run, source, "-o", target).out == (
         f"{target}: 4 rows, 1 of them could not be read (see column error)\n"

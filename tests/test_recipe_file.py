@@ -352,6 +352,9 @@ def test_an_address_is_no_place_for_a_run(folder: Path) -> None:
 
 def test_all_malformed_overrides_are_reported_together(folder: Path) -> None:
     assert len(problems(folder, GOOD, "a", "b=", "c=[")) == 3
+    others, last = problems(folder, GOOD, "train", "train.epocs=3")
+    assert others.startswith('--set train.epocs: "epocs" is not a known key here; did you mean "epochs"?')
+    assert last == "--set train: not of the form KEY=VALUE, for example train.epochs=3"
 
 
 def test_removing_what_is_not_there_is_fine_if_the_key_exists(folder: Path) -> None:

@@ -97,11 +97,16 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(recipes: Re
     assert said == "/dev/null/run: cannot be written: Not a directory; choose another --output"
 
 
-def test_a_run_is_not_overwritten_and_none_is_resumed_that_is_not_there(recipes: Recipes) -> None:
+def test_a_run_that_was_killed_before_it_left_anything_is_started_by_resuming_it(recipes: Recipes) -> None:
     job, folder = recipes.job({"train.max_steps": 1}), recipes.folder / "run"
-    with pytest.raises(InputError) as error:
-        train(job, output=folder, resume=True)
-    assert str(error.value) == f"{folder}: there is no run to resume; start it without --resume"
+    folder.mkdir()
+    done = train(job, output=folder, resume=True)
+    assert f"{folder}: there was no run to go on with, so it was started" in done.summary["notes"]
+    assert train(job, output=folder, resume=True).summary["metrics"] == done.summary["metrics"]
+
+
+def test_a_run_is_not_overwritten(recipes: Recipes) -> None:
+    job, folder = recipes.job({"train.max_steps": 1}), recipes.folder / "run"
     train(job, output=folder)
     before = (folder / "summary.json").read_bytes()
     with pytest.raises(InputError) as error:
@@ -143,7 +148,7 @@ def test_a_disk_that_fills_up_during_training_leaves_what_was_there(recipes: Rec
     job, folder = recipes.job({"train.evaluate_every": 2}), RunFolder(recipes.folder / "run")
     with files_of_at_most(4_000_000), pytest.raises(TrainingError) as error:
         train(job, output=folder.path)
-    assert str(error.value).startswith(f"{folder.checkpoint} cannot be written: ")
+    assert str(error.value).startswith(f"{folder.checkpoint} cannot be written: is the disk full? ")
     assert str(error.value).endswith("; what was there before is untouched")
     assert torch.load(folder.checkpoint, weights_only=True)["progress"]["step"] == 0
     assert nothing_half_written(folder.path)

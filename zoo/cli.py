@@ -254,17 +254,16 @@ def predict(
     from zoo.training.finished import Run, predict_file
 
     opened = Run.open(run, progress=not as_json, overrides=overrides or ())
-    left_out: dict[str, int] = {}
-    rows, unread = predict_file(opened, source, output, left_out)
+    notes: dict[str, int] = {}
+    rows, unread = predict_file(opened, source, output, notes)
     fields = hasattr(opened.job.task, "predict_file")
     if as_json:
-        more = {"left_out": left_out} if fields else {}
-        _print_json({"rows": rows, "unreadable": unread, **more, "output": str(output)})
-    elif fields:
-        others = f"; left out: {counted(left_out)}" if left_out else ""
-        print(f"{output}: from {rows} times; {unread} others could not be read{others}")
+        known = {"left_out" if fields else "notes": notes}
+        _print_json({"rows": rows, "unreadable": unread, **known, "output": str(output)})
     else:
-        print(f"{output}: {rows} rows, {unread} of them could not be read (see column error)")
+        table = f"{rows} rows, {unread} of them could not be read (see column error)"
+        told = f"; {'left out: ' * fields}{counted(notes)}" if notes else ""
+        print(f"{output}: {f'from {rows} times; {unread} others could not be read' if fields else table}{told}")
 
 
 @app.command()

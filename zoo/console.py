@@ -31,7 +31,7 @@ _COLOURS = {
     "activations": "green", "temporaries": "red", "batch": "cyan", "other": "white",
 }  # fmt: skip
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # words are words: science-zoo[quantization] is no markup
 
 
 def note_data_that_is_lacking(job: Job) -> None:
@@ -49,12 +49,10 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
     taken = f"{_footprint(chosen)} of {format_bytes(budget)} ({limits.origin})"
     if chosen.needed_bytes <= budget and limits.host_bytes is not None and chosen.host_bytes > limits.host_bytes:
         taken = f"{format_bytes(chosen.host_bytes)} predicted of {format_bytes(limits.host_bytes)} (budget.host)"
-    verdict = "[green]fits[/]" if decision.fits else "[red]does not fit[/]"
-    console.print(
-        f"[bold]{job.recipe.name}[/]: {job.card.title} ({job.card.parameters / 1e6:.1f} M parameters), "
-        f"{job.recipe.task_name}"
-    )
-    console.print(f"{verdict}: {taken}, {chosen.estimate.seconds:.3g} s a step predicted")
+    verdict = ("fits", "green") if decision.fits else ("does not fit", "red")
+    parameters = f"{job.card.parameters / 1e6:.1f} M parameters"
+    console.print(_titled(job.recipe.name, f": {job.card.title} ({parameters}), {job.recipe.task_name}"))
+    console.print(Text.assemble(verdict, f": {taken}, {chosen.estimate.seconds:.3g} s a step predicted"))
     console.print(f"  {_choices(chosen)}; exactness {chosen.exactness}")
     for reason in decision.reasons:
         console.print(f"  - {reason}")
@@ -72,7 +70,7 @@ def show_plan(job: Job, decision: Decision, *, show_all: bool = False) -> None:
 def show_sweep(job: Job, workload: Workload, decisions: Iterable[Decision]) -> None:
     """A line for every device, as soon as it is known."""
     unit = getattr(job.task, "length_unit", "tokens")
-    console.print(f"[bold]{job.recipe.name}[/]: {job.card.title}; inputs of {workload.tokens} {unit}")
+    console.print(_titled(job.recipe.name, f": {job.card.title}; inputs of {workload.tokens} {unit}"))
     console.print(f"  {'device':<24}{'needs at most':>14}{'of':>12}  {'step':>9}  plan")
     for decision in decisions:
         chosen, limits = decision.chosen, decision.limits
@@ -89,10 +87,8 @@ def show_largest(job: Job, limits: Limits, found: Largest) -> None:
     """The longest inputs and the largest micro-batch that a device holds, and how."""
     from zoo.sweep import CLOSE
 
-    console.print(
-        f"[bold]{job.recipe.name}[/] on {limits.device.title} ({format_bytes(limits.device_bytes)}), "
-        f"found to one part in {CLOSE}"
-    )
+    device = f" on {limits.device.title} ({format_bytes(limits.device_bytes)}), found to one part in {CLOSE}"
+    console.print(_titled(job.recipe.name, device))
     lines = [(f"largest micro-batch: {found.rows or 'none fits'}", found.widest)]
     if found.tokens is not None:
         lines.insert(0, (f"longest input: {found.tokens or 'none fits'} tokens", found.longest))
@@ -105,6 +101,10 @@ def show_largest(job: Job, limits: Limits, found: Largest) -> None:
 def _choices(plan: Plan) -> str:
     techniques = ", ".join(f"{t.key} {t.describe()}" for t in plan.techniques)
     return f"{techniques}; micro-batch {plan.micro_batch_size} x {plan.accumulation_steps}"
+
+
+def _titled(title: str, rest: str) -> Text:
+    return Text.assemble((title, "bold"), rest)
 
 
 def _footprint(plan: Plan) -> str:
@@ -215,11 +215,12 @@ class TrainingView(Watcher):
     def evaluated(self, step: int, metrics: dict[str, float], best: bool) -> None:
         if not self.quiet:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:FEW])
-            self._progress.console.print(f"step {step:5d}  valid: {shown}{'  [green]best[/]' if best else ''}")
+            line = Text(f"step {step:5d}  valid: {shown}")
+            self._progress.console.print(line.append("  best", "green") if best else line)
 
     def ran_out(self, what: str) -> None:
         if not self.quiet:
-            self._progress.console.print(f"[yellow]{what}[/]")
+            self._progress.console.print(what, style="yellow")
 
     def stopped(self, reason: str) -> None:
         if not self.quiet:
@@ -227,7 +228,7 @@ class TrainingView(Watcher):
 
     def compares(self, what: str) -> None:
         if not self.quiet:
-            self._progress.console.print(f"[bold]for comparison[/]: {what}")
+            self._progress.console.print(_titled("for comparison", f": {what}"))
 
 
 def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
@@ -307,5 +308,5 @@ def show_card(card: ModelCard | DatasetCard) -> None:
             value = "\n".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, list):
             value = "\n".join(str(v) for v in value)
-        table.add_row(name, Text(str(value)))  # a card's words are words: [simulation] is no markup
+        table.add_row(name, str(value))
     console.print(table)

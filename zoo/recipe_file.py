@@ -63,15 +63,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
         raise InputError(
             f"{places.where(())}: {what}; a recipe is a mapping with the keys {', '.join(names(Recipe, ()))}"
         )
-    changes = _parse(overrides)
+    changes, malformed = _parse(overrides)
     for target, value in changes:
         _apply(data, places, problems, target, value, [t for t, v in changes if v is not None])
     recipe, wrong = _check(data, places.unusable)
     problems += [problem for problem in wrong if problem[0] not in places.unusable]
-    if problems or recipe is None:
+    if problems or malformed or recipe is None:
         rest, _ = _check(_without(data, [key for key, _ in problems]), places.unusable)
         usable = None if rest is None else RecipeFile(rest, file, text, tuple(overrides), places)
-        raise RecipeError(places.sentences(problems), usable)
+        raise RecipeError([*places.sentences(problems), *malformed], usable)
     return RecipeFile(recipe, file, text, tuple(overrides), places)
 
 
@@ -80,14 +80,15 @@ def changed(file: RecipeFile, overrides: Sequence[str], allowed: Sequence[Key]) 
 
     Raises `InputError` with every problem found.
     """
-    changes = _parse(overrides)
+    changes, malformed = _parse(overrides)
     known = ", ".join(dotted(key) for key in allowed) or "nothing"
-    if wrong := [
+    wrong = [
         f"--set {dotted(target)}: cannot be changed in a finished run (can be changed: {known})"
         for target, _ in changes
         if not any(target[: len(key)] == key for key in allowed)
-    ]:
-        raise InputError(wrong)
+    ]
+    if malformed or wrong:
+        raise InputError([*malformed, *wrong])
     data, places, problems = file.recipe.model_dump(mode="json"), Places(str(file.path)), Problems()
     for target, value in changes:
         _apply(data, places, problems, target, value, [t for t, v in changes if v is not None])
@@ -144,7 +145,8 @@ def _text(file: Path) -> str:
 # ------------------------------------------------------------------------------------------------- overrides
 
 
-def _parse(overrides: Sequence[str]) -> list[tuple[Key, Any]]:
+def _parse(overrides: Sequence[str]) -> tuple[list[tuple[Key, Any]], list[str]]:
+    """Keys and values, and what is wrong with those that are none."""
     changes: list[tuple[Key, Any]] = []
     wrong: list[str] = []
     for override in overrides:
@@ -160,9 +162,7 @@ def _parse(overrides: Sequence[str]) -> list[tuple[Key, Any]]:
             except InputError as error:
                 wrong.extend(error.problems)
             wrong.extend(places.sentences(problems))
-    if wrong:
-        raise InputError(wrong)
-    return changes
+    return changes, wrong
 
 
 def _apply(

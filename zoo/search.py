@@ -107,7 +107,8 @@ class Search:
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
         rung = next(r for r in self.rungs if min(self.plans(), key=_needs).techniques in r)
         self._trace_rung(rung)
-        first, *others = sorted(self.plans(), key=self._at_least)
+        # of one combination the divisions are told apart rightly before they are confirmed
+        first, *others = sorted((min(answer, key=_needs) for answer in self._answers()), key=self._at_least)
         smallest = self._confirm(first)
         for plan in others[: CLOSE - 1]:
             if self._at_least(plan) < smallest.needed_bytes:

@@ -31,7 +31,7 @@ class Example:
     """One input, ready for the model: `ids` are token ids with special tokens; `row` is its row in the table.
 
     A row that was cut into windows gives several examples with the same `row`; `start` is the position of the first
-    token in it.
+    token in it. `truncated`: the end of the input is not in it.
     """
 
     row: int
@@ -39,6 +39,7 @@ class Example:
     ids: tuple[int, ...]
     target: Any = None
     start: int = 0
+    truncated: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class SequenceTask(ABC):
                 errors[row] = f"{len(ids)} tokens, the limit is {limit} (data.too_long: error)"
                 continue
             windows = fit(ids, limit, spec.too_long, self.tokenizer)
-            examples += [Example(row, text, window, start=start) for start, window in windows]
+            cut = len(ids) > limit and spec.too_long == "truncate"
+            examples += [Example(row, text, window, start=start, truncated=cut) for start, window in windows]
         return examples, errors
 
     def parse_target(self, text: str, cleaned: str) -> Any:

@@ -28,8 +28,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = str(error)
+        if isinstance(error, RuntimeError):
+            reason = f"is the disk full? {format_bytes(shutil.disk_usage(path.parent).free)} are free ({error})"
         partial.unlink(missing_ok=True)
-        raise TrainingError(f"{path} cannot be written: {error}; what was there before is untouched") from error
+        raise TrainingError(f"{path} cannot be written: {reason}; what was there before is untouched") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,13 +121,10 @@ class RunFolder:
     def prepare(self, *, resume: bool, needed_bytes: int) -> None:
         """Make the folder, and make sure that training can write there what it will have to.
 
-        Raises `InputError` when another run is there (or none is, to resume), `TrainingError` when it cannot be
-        written or the disk has not enough room.
+        Raises `InputError` when a run is there that is not to be resumed, `TrainingError` when it cannot be written or
+        the disk has not enough room.
         """
-        occupied = self.resolved.exists()
-        if resume and not occupied:
-            raise InputError(f"{self.path}: there is no run to resume; start it without --resume")
-        if occupied and not resume:
+        if self.resolved.exists() and not resume:
             raise InputError(f"{self.path}: holds a run already; go on with --resume, or choose another --output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,8 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(f"{self.path}: cannot be written: {error.strerror}; choose another --output") from error
         free = shutil.disk_usage(self.path).free
-        if free < needed_bytes:
+        own = (file for part in (self.checkpoint.parent, self.model) for file in part.rglob("*") if file.is_file())
+        if free + sum(file.stat().st_size for file in own) < needed_bytes:
             raise TrainingError(
                 f"{self.path}: the disk has {format_bytes(free)} free, checkpoints and the model need "
                 f"{format_bytes(needed_bytes)}; make room or choose another --output"

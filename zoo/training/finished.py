@@ -81,6 +81,10 @@ class Run:
 
         Rows in `malformed` (row -> reason) are not predicted.
         """
+        return self._predicted(table, malformed)[0]
+
+    def _predicted(self, table: pd.DataFrame, malformed: Mapping[int, str]) -> tuple[pd.DataFrame, dict[str, int]]:
+        """And what is to be known of the predictions, with how many they are."""
         examples, errors = self.job.task.read_inputs(self.job, self._fetch, table)
         examples = [e for e in examples if e.row not in malformed]
         longest = max((self.job.task.length(e) for e in examples), default=0)
@@ -95,7 +99,8 @@ class Run:
         for name in names:
             out[name] = _values([combined.get(row, {}).get(name) for row in range(len(table))])
         out["error"] = [errors.get(row, "") for row in range(len(table))]
-        return out
+        cut = len({e.row for e in examples if getattr(e, "truncated", False)})
+        return out, {"predicted from truncated inputs": cut} if cut else {}
 
     def _names(self) -> list[str]:
         """Names of the prediction columns, from predicting something that means nothing."""
@@ -159,16 +164,17 @@ def _values(values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="Int64" if whole else None)
 
 
-def predict_file(run: Run, source: Place, target: Path, left_out: dict[str, int] | None = None) -> tuple[int, int]:
+def predict_file(run: Run, source: Place, target: Path, notes: dict[str, int] | None = None) -> tuple[int, int]:
     """Predict every row of a file into a CSV, TSV or Parquet file. Returns (rows, rows that could not be read).
 
-    What a task leaves out for other reasons is counted in `left_out` by reason.
+    `notes` is told what else is to be known, with how many there are: truncated inputs, or what a task with files of
+    its own leaves out for other reasons.
     Raises `InputError` for a `target` of another kind, and where it would replace the file that is read.
     """
     if (own := getattr(run.job.task, "predict_file", None)) is not None:  # a task whose predictions are no table
         rows, unread, others = own(run.job, run.model, run.device, source, target)
-        if left_out is not None:
-            left_out.update(others)
+        if notes is not None:
+            notes.update(others)
         return rows, unread
     source = local_path(source, "tables")
     kind = target.suffix.lower()
@@ -180,7 +186,9 @@ def predict_file(run: Run, source: Place, target: Path, left_out: dict[str, int]
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target}: is the input itself; write the predictions to another file")
     table, malformed = read_table(source, run.job.domain.readers)
-    out = run.predict_table(table, malformed)
+    out, known = run._predicted(table, malformed)
+    if notes is not None:
+        notes.update(known)
     write_atomically(target, lambda partial: write_table(out, partial, kind))
     return len(out), int((out["error"] != "").sum())
 

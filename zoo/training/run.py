@@ -136,6 +136,8 @@ def _train(
                 f"planned for {limits.device.title}, trained on {device.type}: "
                 "predicted and measured memory are those of different devices"
             )
+        if resume and not folder.resolved.exists():
+            setup.notes.append(f"{folder.path}: there was no run to go on with, so it was started")
         _describe(folder, job, resolved, decision, data)
         setup.phase = meter.phase
         before = state.progress_in(folder.checkpoint) if resume and folder.checkpoint.exists() else state.Progress()
