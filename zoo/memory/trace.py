@@ -90,10 +90,22 @@ LONG = 1024
 """Length of a sum from which on oneDNN keeps 16-bit results in fp32 until they are whole."""
 
 
+TILE = 64
+"""What oneDNN rounds the lengths of a product up to, at most."""
+
+
 def _inside_a_product(factors: Sequence[torch.Tensor], out: torch.Tensor) -> int:
-    """Bytes that a 16-bit product may take in no tensor: least without AMX, most with it (seen with oneDNN 3.12)."""
-    copies = 2 * sum(factor.numel() for factor in factors)
-    return min(copies, PACKED) + (4 * out.numel() if factors[-1].shape[-2] > LONG else 0)
+    """Bytes that a 16-bit product may take in no tensor: least without AMX, most with it.
+
+    Copies of both factors in whole tiles, two of each where the first one lies transposed, and sums in fp32: no
+    product of 700 of all shapes took more with oneDNN 3.12 (``python -m tests.benchmarks.inside_products``).
+    """
+    first, second = factors
+    (rows, inner), columns = first.shape[-2:], second.shape[-1] if second.ndim > 1 else 1
+    batch = out.numel() // max(rows * columns, 1)
+    rows_, inner_, columns_ = (-(-length // TILE) * TILE for length in (rows, inner, columns))
+    copies = 2 * (1 if first.stride(-1) == 1 else 2) * inner_ * (rows_ + columns_) + 4 * rows_ * columns_
+    return min(batch * copies, PACKED) + (4 * out.numel() if inner > LONG else 0)
 
 
 class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
