@@ -91,12 +91,12 @@ def test_a_split_column_holds_three_words_only(recipes: Recipes) -> None:
 
 
 def test_a_split_column_that_is_not_there_is_named_with_its_nearest_spelling(recipes: Recipes) -> None:
-    rows = [{**row, "fold": "train"} for row in peptides(6)]
-    job = recipes.job({"data.split": {"method": "column", "column": "flod"}}, path=recipes.csv(rows))
+    path = recipes.csv([{**row, "fold": "train"} for row in peptides(6)])
     with pytest.raises(InputError) as error:
-        prepare(job)
-    assert str(error.value) == (
-        'data.split.column: "flod" is not a known column; did you mean "fold"? (known: charge, fold, label, sequence)'
+        recipes.job({"data.split": {"method": "column", "column": "flod"}}, path=path)
+    assert str(error.value).endswith(
+        f'data.split.column: "flod" is not a known column of {path}; did you mean "fold"? '
+        "(known: charge, fold, label, sequence)"
     )
 
 
