@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from zoo.data.tables import column, read_table, write_table
+from zoo.data.tables import column, columns_of, read_table, write_table
 from zoo.domain import domains
 from zoo.errors import InputError
 
@@ -102,6 +102,7 @@ def test_bytes_that_are_not_utf8_come_back_as_they_were(tmp_path: Path) -> None:
         write_table(table, tmp_path / "out.parquet", ".parquet")
     path.write_text("smiles\nCCO\n", encoding="utf-16")
     assert refused(path) == f"{path}: cannot be read as .csv: it is UTF-16; save it as UTF-8"
+    assert columns_of(path) is None, "so that this is what is said of it"
 
 
 def test_blank_lines_are_rows_of_a_file_with_one_column(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd  # a plan without data does without
 
 CORE_SUFFIXES = (".csv", ".tsv", ".parquet")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_table(
@@ -60,7 +62,7 @@ def _read(path: Path, suffix: str, readers: Mapping[str, Ref], malformed: dict[i
         # without pandas' own notes, by which columns become an index, and dates those of nanoseconds
         typed: pd.DataFrame = parquet.read_table(path).to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
         return typed
-    return _delimited(path, "\t" if suffix == ".tsv" else ",", malformed)
+    return _delimited(path, _DELIMITERS[suffix], malformed)
 
 
 def columns_of(path: Path) -> list[str] | None:
@@ -71,9 +73,12 @@ def columns_of(path: Path) -> list[str] | None:
             from pyarrow import parquet
 
             return [str(name) for name in parquet.read_schema(path).names]
-        if suffix in CORE_SUFFIXES:
+        if suffix in _DELIMITERS:
+            with path.open("rb") as content:
+                if content.read(2) in _UTF16:
+                    return None
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-                reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                reader = csv.reader(lines, delimiter=_DELIMITERS[suffix], strict=True)
                 return [_text(name) for name in next(filter(None, reader), ())] or None
     except (ValueError, OSError, csv.Error):  # reading the table will say what is wrong
         pass
@@ -85,7 +90,7 @@ def _delimited(path: Path, delimiter: str, malformed: dict[int, str]) -> pd.Data
     import pandas as pd
 
     content = path.read_bytes()
-    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if content[:2] in _UTF16:
         raise ValueError("it is UTF-16; save it as UTF-8")
     records = [*_records(content.decode("utf-8-sig", "surrogateescape"), delimiter)]
     while records and not records[-1].fields:
@@ -98,25 +103,25 @@ def _delimited(path: Path, delimiter: str, malformed: dict[int, str]) -> pd.Data
         raise ValueError(f"line {header.line}, the header: {header.problem}")
     width = len(header.fields)
     rows: list[list[str]] = []
-    for line, fields, problem, text in records[first + 1 :]:
+    for line, fields, problem, lines in records[first + 1 :]:
         if not fields and width > 1:
             continue
         if len(fields) > width:
             problem = f"{len(fields)} fields, the header has {width}"
         if problem:
             malformed[len(rows)] = f"line {line}: {problem}"
-            fields = [text]
+            fields = ["".join(lines).rstrip("\r\n")]
         rows.append([*fields, *([""] * (width - len(fields)))])
     return pd.DataFrame(rows, columns=pd.Index(header.fields, dtype=object), dtype=object)  # text of Arrow is UTF-8
 
 
 class _Record(NamedTuple):
-    """A record of delimited text, or a line that is none, with what is wrong; where it begins, and as it stands."""
+    """A record of delimited text, or a line that is none, with what is wrong; where it begins, and its lines."""
 
     line: int
     fields: list[str]
     problem: str
-    text: str
+    lines: list[str]
 
 
 def _records(text: str, delimiter: str) -> Iterator[_Record]:
@@ -130,12 +135,12 @@ def _records(text: str, delimiter: str) -> Iterator[_Record]:
             try:
                 for fields in reader:
                     end = start + reader.line_num
-                    yield _Record(now + 1, fields, "", "".join(lines[now:end]).rstrip("\r\n"))
+                    yield _Record(now + 1, fields, "", lines[now:end])
                     now = end
                 return
             except csv.Error as error:  # an open quote takes all that follows: go on with the next line
-                line = lines[now].rstrip("\r\n")
-                yield _Record(now + 1, [line], f"its quotes do not match ({error})", line)
+                line = lines[now]
+                yield _Record(now + 1, [line.rstrip("\r\n")], f"its quotes do not match ({error})", [line])
                 start = now = now + 1
     finally:
         csv.field_size_limit(limit)
@@ -144,7 +149,7 @@ def _records(text: str, delimiter: str) -> Iterator[_Record]:
 def write_table(table: pd.DataFrame, path: Path, kind: str) -> None:
     """Write `table` to `path` as ``.csv``, ``.tsv`` or ``.parquet``. Raises `InputError` where it cannot be that."""
     if kind != ".parquet":
-        table.to_csv(path, index=False, sep="\t" if kind == ".tsv" else ",", errors="surrogateescape")
+        table.to_csv(path, index=False, sep=_DELIMITERS[kind], errors="surrogateescape")
         return
     if twice := sorted({str(name) for name in table.columns[table.columns.duplicated()]}):
         raise InputError(f"Parquet has no two columns of one name ({', '.join(twice)}); write a .csv instead")
