@@ -26,7 +26,7 @@ DATA = ("zoo.data", "zoo.data.*")
 TASKS = ("zoo.tasks", "zoo.tasks.*")
 MEMORY = ("zoo.memory", "zoo.memory.*")
 WEIGHTS = ("zoo.weights", "zoo.weights.*")
-PLANS = ("zoo.resolve", "zoo.plans", "zoo.planner", "zoo.search", "zoo.tracer", "zoo.sweep")
+PLANS = ("zoo.resolve", "zoo.plans", "zoo.planner", "zoo.combinations", "zoo.search", "zoo.tracer", "zoo.sweep")
 TRAINING = ("zoo.training", "zoo.training.*")
 SURFACE = ("zoo", "zoo.api", "zoo.cli", "zoo.console")
 

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from zoo import search
 from zoo.cli import app
+from zoo.combinations import departure, rungs
 from zoo.domain import Batch
 from zoo.errors import DoesNotFit, InputError
 from zoo.memory import workers
@@ -33,12 +34,12 @@ from zoo.plans import Decision, Limits, Plan, Workload
 from zoo.recipe import Budget
 from zoo.resolve import Job
 from zoo.resources import shared
-from zoo.search import Search, departure, rungs
+from zoo.search import Search
 from zoo.step import PHASES
 from zoo.tasks.regression import SequenceRegression
 from zoo.tasks.sequence import logits
 from zoo.techniques import registry
-from zoo.tracer import Tracer
+from zoo.tracer import Traced, Tracer
 from zoo.training import run
 from zoo.units import GIB, MIB
 
@@ -444,7 +445,7 @@ class _Told:
 
     def map(self, questions: Any) -> list[Any]:
         self.asked |= set(questions)
-        return [[self._plan(combination)] for combination in questions]
+        return [Traced([self._plan(combination)], None) for combination in questions]
 
     def _plan(self, combination: Any) -> Plan:
         facts = [self.FACTS.get(t.name, (1, 1)) for t in combination]

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from zoo.card import Source
+from zoo.combinations import beside, option
 from zoo.data.prepare import Data
 from zoo.memory.devices import detect, find
 from zoo.memory.workers import Workers
 from zoo.plans import Decision, Limits, Plan, Rejected, Workload
 from zoo.recipe import Budget
 from zoo.resolve import Job, lacks_data
-from zoo.search import Search, beside, option
+from zoo.search import Search
 from zoo.tracer import Tracer
 from zoo.units import format_bytes
 from zoo.weights.hf import before_traces

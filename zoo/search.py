@@ -10,25 +10,24 @@ of the batch.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from zoo.combinations import Combination, Corners, beside, departure, option, rungs, standing_part
 from zoo.errors import InputError
 from zoo.memory.ledger import Record
 from zoo.memory.predict import Footprint
+from zoo.memory.scaling import Family
 from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected
 from zoo.resolve import Job
-from zoo.techniques import BEFORE_FORWARD, BEFORE_OPTIMIZER, Technique, registry
-from zoo.tracer import Answer, Question, Standing, Tracer
+from zoo.techniques import Technique, registry
+from zoo.tracer import Answer, Question, Standing, Traced, Tracer
 from zoo.units import format_bytes
 
-Combination = tuple[Technique, ...]
-
-SLACK = 0.05
+SLACK, SLACK_OF_EQUALS = 0.05, 0.01
 """By how much the search can be above the trace that confirms a plan: it takes every micro-batch to be as long as the
-first, and not the CPU's own kernels. 3 % were seen."""
+first, and not the CPU's own kernels. 3 % were seen; on accelerators, where all inputs are equally long, 0.9 %."""
 
 LARGE = 16
 """Bytes a parameter takes in full training in fp32. Where the budget has less, some combinations have no room for
@@ -44,7 +43,7 @@ do."""
 class Search:
     """All that is known of a job's combinations: plans, one for each division of the batch, or why there are none.
 
-    `rungs` are in order of what they change. `answers` grows as combinations are traced, `looks`
+    `rungs` are in order of what they change. `answers` and `families` grow as combinations are traced, `looks`
     as their weights and states are counted; `standing` says which of them left no room for anything else, `outdone`
     by which other option one is outdone.
     """
@@ -58,6 +57,8 @@ class Search:
     standing: dict[Combination, int] = field(default_factory=dict)
     looks: dict[Combination, Answer] = field(default_factory=dict)
     outdone: dict[Technique, Technique] = field(default_factory=dict)
+    families: dict[Combination, Family] = field(default_factory=dict)
+    corners: Corners = field(default_factory=Corners)
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -119,7 +120,7 @@ class Search:
         """What a plan can need when it is confirmed: in the optimizer's phase there is nothing that could be less."""
         if plan.confirmed:
             return plan.needed_bytes
-        held = max(plan.estimate.peak_by_phase.get("optimizer", 0), round(plan.peak_bytes / (1 + SLACK)))
+        held = max(plan.estimate.peak_by_phase.get("optimizer", 0), round(plan.peak_bytes / (1 + self._slack)))
         return Footprint.of(self.limits.device, held).interval[1]
 
     def plans(self) -> list[Plan]:
@@ -204,7 +205,7 @@ class Search:
         if look_first:
             self._look(new)
             for combination in new:
-                bytes_ = self.looks[_standing_part(combination)]
+                bytes_ = self.looks[standing_part(combination)]
                 if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
                     self.standing[combination] = bytes_
                     self.answers[combination] = (
@@ -212,13 +213,36 @@ class Search:
                         f"of {format_bytes(self.limits.device_bytes)}"
                     )
             new = [combination for combination in new if combination not in self.answers]
-        for combination, answer in zip(new, self.workers.map(new), strict=True):
-            assert isinstance(answer, (list, str))
-            self.answers[combination] = answer
+        apart, together = self.corners.divide(new)
+        self._ask(apart)
+        self._ask([combination for combination in together if not self._splice(combination)])
+
+    def _ask(self, combinations: Sequence[Combination]) -> None:
+        for combination, answer in zip(combinations, self.workers.map(combinations), strict=True):
+            assert isinstance(answer, (Traced, str))
+            if isinstance(answer, str):
+                self.answers[combination] = answer
+                continue
+            self.answers[combination] = answer.plans
+            if answer.family is not None:
+                self.families[combination] = answer.family
+
+    def _splice(self, combination: Combination) -> bool:
+        """Whether a combination's plans could be learned from the traces of three others."""
+        corners = self.corners.of(combination)
+        if corners is None or not all(corner in self.families for corner in corners):
+            return False
+        if refused := self.tracer.refused(combination):
+            self.answers[combination] = refused
+            return True
+        found = self.tracer.spliced(combination, *(self.families[corner] for corner in corners))
+        if found is not None:
+            self.answers[combination] = found.plans
+        return found is not None
 
     def _look(self, combinations: Iterable[Combination]) -> None:
         """Learn what weights and optimizer states alone take, of many combinations at a time."""
-        new = {part: Standing(c) for c in combinations if (part := _standing_part(c)) not in self.looks}
+        new = {part: Standing(c) for c in combinations if (part := standing_part(c)) not in self.looks}
         self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
     def _choose(self, rung: Sequence[Combination]) -> Plan | None:
@@ -231,7 +255,12 @@ class Search:
 
     def _may_fit(self, plan: Plan) -> bool:
         """Whether to confirm a plan: what is not confirmed can be too high, too."""
-        return (self.limits if plan.confirmed else self.limits.more_by(SLACK)).why_not(plan) is None
+        return (self.limits if plan.confirmed else self.limits.more_by(self._slack)).why_not(plan) is None
+
+    @property
+    def _slack(self) -> float:
+        varied = self.limits.device.name == "cpu" or self.tracer.workload.lengths
+        return SLACK if varied else SLACK_OF_EQUALS
 
     def _confirm(self, plan: Plan) -> Plan:
         """The plan, confirmed, in place of what was known of it."""
@@ -258,36 +287,6 @@ class Search:
         unknown = dict.fromkeys(t for c in self.standing for t in c if t not in seen)
         alike = [{t for t in known if t.key != other.key} | {other} for other in unknown]
         return [max(rung, key=lambda c: len(wanted.intersection(c))) for wanted in (set(known), *alike)]
-
-
-def option(combination: Combination, key: str) -> Technique:
-    """Its technique of a key."""
-    return next(t for t in combination if t.key == key)
-
-
-def beside(combination: Combination, key: str) -> Combination:
-    """All its techniques but that of a key."""
-    return tuple(t for t in combination if t.key != key)
-
-
-def _standing_part(combination: Combination) -> Combination:
-    """The techniques that weights and states depend on: what is done to a forward pass holds neither."""
-    return tuple(t for t in combination if not BEFORE_FORWARD <= t.stage < BEFORE_OPTIMIZER)
-
-
-def rungs(job: Job) -> list[list[Combination]]:
-    """Every combination that the recipe leaves open, by what it changes, least first."""
-    found: dict[Combination, list[Combination]] = defaultdict(list)
-    for combination in itertools.product(*job.choices.values()):
-        found[tuple(t for t in combination if t.exactness == "changes-model")].append(combination)
-    return sorted(found.values(), key=lambda rung: departure(rung[0], job))
-
-
-def departure(combination: Combination, job: Job) -> tuple[int, int]:
-    """How far a combination is from the model as published, trained in full: the sum over what the planner may choose,
-    and for those that are equally far, the order in which the options are listed."""
-    free = [t for t in combination if len(job.choices[t.key]) > 1 and t.exactness == "changes-model"]
-    return sum(t.departure for t in free), sum(registry()[t.key].index(type(t)) for t in free)
 
 
 def preference(plan: Plan) -> tuple[float, int, int]:

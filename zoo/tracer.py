@@ -19,6 +19,7 @@ from zoo.memory.leaves import tensors_in
 from zoo.memory.ledger import OUTSIDE, Record
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
+from zoo.memory.splice import spliced
 from zoo.memory.trace import World, before_fakes, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
@@ -50,9 +51,17 @@ class Steps:
     steps: int
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A combination's plans, one for each division of the batch, and the family that they are read off, if any."""
+
+    plans: list[Plan]
+    family: Family | None
+
+
 Question = tuple[Technique, ...] | Standing | Steps
-"""A combination asks for its plans, one for each division of the batch."""
-Answer = list[Plan] | int | Record | str
+"""A combination asks for what it is when traced."""
+Answer = Traced | int | Record | str
 
 
 class Tracer:
@@ -99,6 +108,15 @@ class Tracer:
         if isinstance(question, Steps):
             return self._steps(question)
         techniques = question.techniques if isinstance(question, Standing) else question
+        if refused := self.refused(techniques):
+            return refused
+        try:
+            return self._standing(techniques) if isinstance(question, Standing) else self._traced(techniques)
+        except InputError as error:
+            return str(error)
+
+    def refused(self, techniques: tuple[Technique, ...]) -> str | None:
+        """Why a combination is not traced at all."""
         free = [t for t in techniques if len(self.job.choices[t.key]) > 1]
         if lacking := {f for t in free for f in t.arithmetic - self.device.arithmetic}:
             return f"{self.device.title} has no {', '.join(sorted(lacking))} arithmetic"
@@ -106,25 +124,40 @@ class Tracer:
             return f"{moved[0].key} gains nothing: on a CPU, host and device are the same memory"
         if refused := refusals(self._plain(techniques), sorted(techniques, key=lambda t: t.stage)):
             return str(InputError(refused))
-        try:
-            return self._standing(techniques) if isinstance(question, Standing) else self.plans(techniques)
-        except InputError as error:
-            return str(error)
+        return None
 
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch that there may be."""
-        sizes = _halvings(self.global_batch) if self.divided else [self.global_batch]
-        counts = [-(-self.global_batch // size) for size in sizes]
-        divisions = list(zip(sizes, counts, strict=True))
+        return self._traced(techniques).plans
+
+    def spliced(self, techniques: tuple[Technique, ...], base: Family, passes: Family, steps: Family) -> Traced | None:
+        """The combination without a trace of its own (see `zoo.memory.splice`), or None where that cannot be."""
+        try:
+            family = spliced(base, passes, steps)
+            return None if family is None else self._read(techniques, family)
+        except Irregular:
+            return None
+
+    def _traced(self, techniques: tuple[Technique, ...]) -> Traced:
+        divisions = self._divisions()
         try:
             if all(t.affine for t in techniques):
-                family, place = self._family(techniques), self._shallow(techniques)[1]
-                found = [family.estimate(place, size, n, self.rates) for size, n in divisions]
-            else:
-                found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
+                return self._read(techniques, self._family(techniques))
+            found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
         except Irregular:
             found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
-        return [self._plan(techniques, size, n, e) for (size, n), e in zip(divisions, found, strict=True)]
+        return Traced([self._plan(techniques, *d, e) for d, e in zip(divisions, found, strict=True)], None)
+
+    def _read(self, techniques: tuple[Technique, ...], family: Family) -> Traced:
+        place = self._shallow(techniques)[1]
+        divisions = self._divisions()
+        found = [family.estimate(place, size, count, self.rates) for size, count in divisions]
+        return Traced([self._plan(techniques, *d, e) for d, e in zip(divisions, found, strict=True)], family)
+
+    def _divisions(self) -> list[tuple[int, int]]:
+        """Rows of a micro-batch and how many of them are in a step, for every division that there may be."""
+        sizes = _halvings(self.global_batch) if self.divided else [self.global_batch]
+        return [(size, -(-self.global_batch // size)) for size in sizes]
 
     def confirm(self, plan: Plan) -> Plan:
         """The plan with the peaks of a trace of exactly its batch, replayed through the allocator of an accelerator."""

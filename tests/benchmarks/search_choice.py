@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoo.combinations import departure
 from zoo.planner import decide, limits_of, survey
 from zoo.plans import Decision
 from zoo.resolve import load_job
 from zoo.resources import shared
-from zoo.search import departure
 from zoo.techniques import registry
 from zoo.weights import fetch
 

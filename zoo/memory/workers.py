@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -93,6 +94,7 @@ def _cores() -> int:
 
 def _begin() -> None:
     """What a forked process does first."""
+    gc.freeze()  # what is here already stays: to look through it for garbage takes longer than many a trace
     torch.set_num_threads(1)  # the threads of the process it was forked from are not there
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     with contextlib.suppress(OSError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 class MasterWeights:
     """An optimizer over fp32 copies of parameters, of low precision or on another device.
 
-    Gradients are widened, applied and dropped one by one, so that no second set of gradients ever exists. With a `host`
-    the copies and what the optimizer keeps of them lie in its memory, and it steps there.
+    Gradients are widened, applied and dropped a few at a time, no more than the largest one alone would take, so that
+    no second set of gradients ever exists. With a `host` the copies and what the optimizer keeps of them lie in its
+    memory, and it steps there.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class MasterWeights:
         self.masters = list(masters)
         self.host = host
         self._inner: torch.optim.Optimizer | None = None
+        self._groups = _up_to_the_largest(self.masters)
 
     @classmethod
     def of(
@@ -66,24 +69,34 @@ class MasterWeights:
 
     @torch.no_grad()
     def step(self) -> None:
-        for p, master in zip(self.params, self.masters, strict=True):
-            if p.grad is None:
-                continue
-            grad, p.grad = p.grad, None
-            if self.host is None:
-                master.grad = grad.float()
-                del grad
-                self.inner.step()
-                p.copy_(master)
-            else:
-                taken = self.host.take(grad, wait=True)
-                del grad
-                with self.host.working():
-                    master.grad = taken.float()
-                    del taken
+        for group in self._groups:
+            stepped = []
+            for p, master in zip(self.params[group], self.masters[group], strict=True):
+                if p.grad is not None:
+                    grad, p.grad = p.grad, None
+                    master.grad = self._widened(grad)
+                    del grad
+                    stepped.append((p, master))
+            if stepped:
+                with self._where():
                     self.inner.step()
-                self.host.send(master, p)
-            master.grad = None
+            for p, master in stepped:
+                if self.host is None:
+                    p.copy_(master)
+                else:
+                    self.host.send(master, p)
+                master.grad = None
+
+    def _widened(self, grad: torch.Tensor) -> torch.Tensor:
+        """A gradient in fp32, where the masters lie."""
+        if self.host is None:
+            return grad.float()
+        taken = self.host.take(grad, wait=True)
+        with self._where():
+            return taken.float()
+
+    def _where(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.host is None else self.host.working()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for p in self.params:
@@ -97,6 +110,19 @@ class MasterWeights:
         self.inner.load_state_dict(state["inner"])
         for master, value in zip(self.masters, state["masters"], strict=True):
             master.copy_(value)
+
+
+def _up_to_the_largest(tensors: Sequence[torch.Tensor]) -> list[slice]:
+    """Runs of tensors that together have no more elements than the largest has."""
+    most = max((tensor.numel() for tensor in tensors), default=0)
+    runs: list[slice] = []
+    start = held = 0
+    for index, tensor in enumerate(tensors):
+        if index > start and held + tensor.numel() > most:
+            runs.append(slice(start, index))
+            start, held = index, 0
+        held += tensor.numel()
+    return [*runs, slice(start, len(tensors))]
 
 
 class InBackward:
