@@ -138,6 +138,7 @@ def test_looking_up_does_not_run_the_operation_again() -> None:
     class Counted:
         _schema = aten.exp.default._schema
         is_view = False
+        tags = ()
         overloadpacket = aten.exp
         runs = 0
 
@@ -157,7 +158,8 @@ def test_looking_up_does_not_run_the_operation_again() -> None:
 @pytest.mark.parametrize(
     ("func", "args"),
     [
-        pytest.param(aten.add_.Scalar, (torch.empty(3, device="meta"), 1), id="in-place"),
+        pytest.param(aten.add_.Scalar, (torch.empty(3), 1), id="in-place-with-values"),
+        pytest.param(aten.as_strided_.default, (torch.empty(4, device="meta"), [2], [1], 2), id="other-place"),
         pytest.param(aten.t.default, (SQUARE,), id="view"),
         pytest.param(aten.expand.default, (FEW, [4, 4]), id="expand"),
         pytest.param(aten.add.Tensor, (torch.empty(3), torch.empty(3)), id="with-values"),
@@ -167,6 +169,27 @@ def test_results_that_are_not_fresh_or_have_values_are_never_remembered(func: An
     for _ in range(2):
         out, _ = memo.run(memo.operation(func), args, {})
         assert _facts(out) == _facts(func(*args))
+    assert _remembered() == 0
+
+
+def test_what_changes_values_alone_is_not_run_again() -> None:
+    given = torch.empty(3, device="meta")
+    for _ in range(2):
+        assert memo.run(memo.operation(aten.add_.Scalar), (given, 1), {})[0] is given
+        assert memo.run(memo.operation(aten._foreach_add_.Scalar), ([given], 1), {})[0] is None
+    assert _remembered() == 2
+
+
+def test_what_changes_a_shape_or_a_place_is_run_every_time() -> None:
+    for _ in range(2):
+        turned = torch.empty(2, 3, device="meta")
+        assert memo.run(memo.operation(aten.t_.default), (turned,), {})[0].shape == (3, 2)
+        grown = torch.empty(0, device="meta")
+        assert memo.run(memo.operation(aten.resize_.default), (grown, [8]), {})[0].untyped_storage().nbytes() == 32
+        whole, other = torch.empty(3, device="meta"), torch.empty(3, device="meta")
+        for _ in range(2):
+            memo.run(memo.operation(aten.set_.source_Tensor), (whole, other), {})
+            assert whole.untyped_storage()._cdata == other.untyped_storage()._cdata
     assert _remembered() == 0
 
 

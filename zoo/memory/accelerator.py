@@ -275,9 +275,8 @@ for (``torch.use_deterministic_algorithms``; ``alertNotDeterministic`` in ``aten
 ``cumsum`` of floating-point numbers. Those that `torch.nn.functional` then does in another way are not listed."""
 
 
-def check_reproducible(func: Any, args: Any) -> None:
+def check_reproducible(name: str, args: Any) -> None:
     """Raise `InputError` for an operation that an accelerator would refuse while the same numbers are asked for."""
-    name = func._schema.name
     refused = name in NOT_REPRODUCIBLE or (name == "aten::cumsum" and args[0].dtype.is_floating_point)
     if refused and torch.are_deterministic_algorithms_enabled():
         raise InputError(

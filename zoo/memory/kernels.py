@@ -23,9 +23,9 @@ PRODUCTS = frozenset(
 """Operations that call the matrix library."""
 
 
-def temporaries(kind: Kind, func: Any, args: Any, out: Any) -> list[int]:
+def temporaries(kind: Kind, name: str, args: Any, out: Any) -> list[int]:
     """Bytes of each storage that the kernel of an operation allocates beside what it returns, and frees at its end."""
-    rule = _TEMPORARIES.get(func._schema.name)
+    rule = _TEMPORARIES.get(name)
     return rule(kind, args, out) if rule is not None else []
 
 

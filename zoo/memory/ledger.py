@@ -119,13 +119,17 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
+        known = memo.operation(func)
         if self._memoise:
-            out, cost = memo.run(memo.operation(func), args, kwargs or {})
+            out, cost = memo.run(known, args, kwargs or {})
         else:
             out, cost = func(*args, **(kwargs or {})), None
-        for tensor in tensors_in(out):
-            self._see(tensor)
-        if self._count_costs and self._phase != OUTSIDE and not func.is_view:
+        if type(out) is torch.Tensor:
+            self._see(out)
+        else:
+            for tensor in tensors_in(out):
+                self._see(tensor)
+        if self._count_costs and self._phase != OUTSIDE and not known.view:
             self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out
 

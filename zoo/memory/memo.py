@@ -2,7 +2,7 @@
 
 On ``meta`` tensors an operation is a function of shapes, strides and dtypes alone, and most of its cost is Python code
 that works them out. A model repeats the same few operations block after block and step after step, so that
-remembering the answer makes a trace several times faster.
+remembering the answer makes a trace several times faster. What only changes values does nothing at all.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ Spec = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class Operation:
-    """What is known of an operation: whether it returns a view, and what it made of which arguments (None for one that
-    changes or returns what it is given)."""
+    """What is known of an operation: its name, whether it changes what it is given or returns a view of it, and what it
+    made of which arguments (None for one that returns a view or makes one of what it is given)."""
 
-    __slots__ = ("func", "made", "view")
+    __slots__ = ("func", "made", "mutable", "name", "view")
 
     def __init__(self, func: Any) -> None:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
         self.func = func  # kept, so that its identity stays its own
-        self.view: bool = func.is_view
-        self.made: dict[Any, tuple[Any, Cost]] | None = None if aliases or schema.is_mutable else {}
+        self.name: str = schema.name
+        self.mutable: bool = schema.is_mutable
+        self.view: bool = func.is_view or self.name == "aten::_unsafe_view"  # a view to all but autograd
+        changes_values_alone = self.mutable and self.name not in _RESHAPING and torch.Tag.inplace_view not in func.tags
+        self.made: dict[Any, tuple[Any, Cost]] | None = None if aliases and not changes_values_alone else {}
 
+
+_RESHAPING = frozenset({"aten::set_", "aten::resize_", "aten::resize_as_"})
 
 _operations: dict[int, Operation] = {}
 
@@ -50,10 +55,18 @@ def run(known: Operation, args: Any, kwargs: Any) -> tuple[Any, Cost]:
     made = known.made
     key = _key(args, kwargs) if made is not None else None
     if made is not None and key is not None and (before := made.get(key)) is not None:
-        return _fresh(before[0]), before[1]
+        return args[0] if before[0] is _GIVEN else _fresh(before[0]), before[1]
+    storages = _storages((args, kwargs)) if known.mutable else ()
     out = func(*args, **kwargs)
     cost = cost_of(func, args, kwargs, out)
-    if made is None or key is None or _shares_storage(out, (args, kwargs)):
+    if made is None or key is None:
+        return out, cost
+    if known.mutable:
+        # shapes and storages are as before (`out` arguments may have grown): nothing has happened but to values
+        if (out is None or out is args[0]) and _key(args, kwargs) == key and _storages((args, kwargs)) == storages:
+            made[key] = (_GIVEN if out is not None else _NOTHING, cost)
+        return out, cost
+    if _shares_storage(out, (args, kwargs)):
         return out, cost
     if (spec := _spec(out)) is not None:
         made[key] = (spec, cost)
@@ -61,6 +74,12 @@ def run(known: Operation, args: Any, kwargs: Any) -> tuple[Any, Cost]:
 
 
 _FREE = Cost(0, 0, False)
+_GIVEN: Any = object()
+_NOTHING = (None,)
+
+
+def _storages(given: Any) -> list[tuple[int, int]]:
+    return [(storage._cdata, storage.nbytes()) for storage in (t.untyped_storage() for t in tensors_in(given))]
 
 
 def _shares_storage(out: Any, given: Any) -> bool:
@@ -111,7 +130,7 @@ def _spec(out: Any) -> Any:
         fresh = out.device.type == "meta" and out.layout == torch.strided and whole
         return (out.shape, out.stride(), out.dtype) if fresh else None
     if isinstance(out, (tuple, list)):
-        specs = [_spec(o) if o is not None else "none" for o in out]
+        specs = [(o,) if type(o) in _SCALARS else _spec(o) for o in out]
         return None if None in specs else (type(out), specs)
     return None
 
@@ -124,8 +143,8 @@ def _extent(tensor: torch.Tensor) -> int:
 
 
 def _fresh(spec: Any) -> Any:
-    if spec == "none":
-        return None
+    if len(spec) == 1:
+        return spec[0]
     if len(spec) == 2:
         kind, members = spec
         return kind(_fresh(member) for member in members)

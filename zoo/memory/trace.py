@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo.domain import Batch
 from zoo.host import DEVICE, LINK, place
-from zoo.memory import accelerator, kernels
+from zoo.memory import accelerator, kernels, memo
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.leaves import tensors_in
@@ -122,18 +122,20 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
             return value.item()
         if (where := place()) != DEVICE:
             return self._beside(where, func, types, args, kwargs)
-        accelerator.check_reproducible(func, args)
         func = as_autograd_does(func, args, kwargs)
+        known = memo.operation(func)
+        accelerator.check_reproducible(known.name, args)
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        self._values.follow(func, args, kwargs or {}, out)
-        if func._schema.name in kernels.PRODUCTS and args[0].device.type == "meta":
+        self._values.follow(known, args, kwargs or {}, out)
+        if known.name in kernels.PRODUCTS and args[0].device.type == "meta":
             # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
             backward = torch._C._current_graph_task_id() != -1
             if backward not in self._threads:
                 self._threads.add(backward)
                 self.record.events.append(self._new(self._kind.workspace_bytes, "workspace"))
-        passing = [self._new(size, "kernels") for size in kernels.temporaries(self._kind, func, args, out) if size]
-        self.record.events += [*passing, *(-event for event in passing)]
+        if sizes := kernels.temporaries(self._kind, known.name, args, out):
+            passing = [self._new(size, "kernels") for size in sizes if size]
+            self.record.events += [*passing, *(-event for event in passing)]
         return out
 
     def _beside(self, where: str, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -178,12 +180,14 @@ def _sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
     first, second = args
     if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
         return False
+    tensors: int = first._use_count()  # type: ignore[attr-defined]
+    if tensors != 4:
+        return False
     alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
     if not alike or not is_non_overlapping_and_dense_or_false(first):
         return False
     holders: int = torch._C._storage_Use_Count(first.untyped_storage()._cdata)
-    tensors: int = first._use_count()  # type: ignore[attr-defined]
-    return tensors == 4 and holders == 2
+    return holders == 2
 
 
 def before_fakes() -> None:

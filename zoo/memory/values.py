@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoo.memory.leaves import tensors_in
+from zoo.memory.memo import Operation
 
 _CPU = torch.device("cpu")
 LARGEST = 2**15
@@ -33,15 +34,17 @@ class Values:
         found: torch.Tensor | None = self._known.get(tensor)
         return found
 
-    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def follow(self, known: Operation, args: Any, kwargs: Any, out: Any) -> None:
         """Note what an operation that returned `out` does to values."""
+        func = known.func
+        if args and isinstance(first := args[0], torch.Tensor) and id(first) not in self._ever and not first.is_cpu:
+            return  # its values are not known, nor ever were, and that is nearly every tensor
         inputs = tensors_in(args, kwargs)
-        if not inputs and not _makes_values(func):
+        if not inputs and known.name not in _FACTORIES:
             return
         for tensor in inputs:
-            # whose identity was never that of a known one need not be looked up, and that is nearly every tensor
             if not tensor.is_cpu and (id(tensor) not in self._ever or tensor not in self._known):
-                if func._schema.is_mutable:
+                if known.mutable:
                     self._forget(args[0])
                 return
         outputs = tensors_in(out)
@@ -52,7 +55,7 @@ class Values:
             with _disable_current_modes():
                 real = self._run(func, args, kwargs)
         except (RuntimeError, NotImplementedError):
-            if func._schema.is_mutable:
+            if known.mutable:
                 self._forget(args[0])
             return
         for made, value in zip(outputs, tensors_in(real), strict=True):
@@ -90,11 +93,7 @@ class Values:
                     del self._known[other]
 
 
-def _makes_values(func: Any) -> bool:
-    """Whether an operation without tensors among its arguments makes numbers that mean something."""
-    return func._schema.name in _FACTORIES
-
-
 _FACTORIES = frozenset(
     f"aten::{name}" for name in ("arange", "zeros", "ones", "full", "scalar_tensor", "linspace", "randint", "eye")
 )
+"""Operations without tensors among their arguments that make numbers which mean something."""

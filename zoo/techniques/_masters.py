@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class MasterWeights:
     """An optimizer over fp32 copies of parameters, of low precision or on another device.
 
-    Gradients are widened, applied and dropped a few at a time, no more than the largest one alone would take, so that
-    no second set of gradients ever exists. With a `host` the copies and what the optimizer keeps of them lie in its
+    Gradients are widened, applied and dropped one matrix at a time, with the vectors that come after it, so that no
+    second set of gradients ever exists. With a `host` the copies and what the optimizer keeps of them lie in its
     memory, and it steps there.
     """
 
@@ -31,7 +31,7 @@ class MasterWeights:
         self.masters = list(masters)
         self.host = host
         self._inner: torch.optim.Optimizer | None = None
-        self._groups = _up_to_the_largest(self.masters)
+        self._groups = _matrices_with_vectors(self.masters)
 
     @classmethod
     def of(
@@ -112,17 +112,10 @@ class MasterWeights:
             master.copy_(value)
 
 
-def _up_to_the_largest(tensors: Sequence[torch.Tensor]) -> list[slice]:
-    """Runs of tensors that together have no more elements than the largest has."""
-    most = max((tensor.numel() for tensor in tensors), default=0)
-    runs: list[slice] = []
-    start = held = 0
-    for index, tensor in enumerate(tensors):
-        if index > start and held + tensor.numel() > most:
-            runs.append(slice(start, index))
-            start, held = index, 0
-        held += tensor.numel()
-    return [*runs, slice(start, len(tensors))]
+def _matrices_with_vectors(tensors: Sequence[torch.Tensor]) -> list[slice]:
+    """Runs of a matrix and the vectors after it, which are hardly more: they repeat themselves with every block."""
+    starts = [index for index, tensor in enumerate(tensors) if tensor.ndim > 1 or index == 0]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(tensors)], strict=True)]
 
 
 class InBackward:
