@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.card import Exactness
@@ -47,11 +47,6 @@ class Limits:
     host_bytes: int | None
     origin: str
 
-    def more_by(self, fraction: float) -> Limits:
-        """The same limits with so much more memory."""
-        host = None if self.host_bytes is None else round(self.host_bytes * (1 + fraction))
-        return replace(self, device_bytes=round(self.device_bytes * (1 + fraction)), host_bytes=host)
-
     def why_not(self, plan: Plan) -> str | None:
         if plan.needed_bytes > self.device_bytes:
             return f"does not fit: {format_bytes(plan.needed_bytes)} of {format_bytes(self.device_bytes)}"
@@ -64,7 +59,8 @@ class Limits:
 class Plan:
     """One way to run a recipe, with what it would hold and take.
 
-    Before it is `confirmed`, what an accelerator reserves is not known, and `footprint` is the least it can be.
+    Before it is `confirmed`, what an accelerator reserves is not known, and `footprint` is the least it can be; every
+    micro-batch is taken to be as long as the first, and `least` is the peak if the others had no length at all.
     """
 
     techniques: tuple[Technique, ...]
@@ -75,6 +71,7 @@ class Plan:
     host_bytes: int
     tokens: int
     confirmed: bool = False
+    least: int = 0
 
     @property
     def peak_bytes(self) -> int:

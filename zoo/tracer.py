@@ -151,8 +151,12 @@ class Tracer:
     def _read(self, techniques: tuple[Technique, ...], family: Family) -> Traced:
         place = self._shallow(techniques)[1]
         divisions = self._divisions()
-        found = [family.estimate(place, size, count, self.rates) for size, count in divisions]
-        return Traced([self._plan(techniques, *d, e) for d, e in zip(divisions, found, strict=True)], family)
+        plans = []
+        for size, count in divisions:
+            plan = self._plan(techniques, size, count, family.estimate(place, size, count, self.rates))
+            first = family.estimate(place, size, 1, self.rates).peak if self.workload.lengths else plan.peak_bytes
+            plans.append(replace(plan, least=first))
+        return Traced(plans, family)
 
     def _divisions(self) -> list[tuple[int, int]]:
         """Rows of a micro-batch and how many of them are in a step, for every division that there may be."""
