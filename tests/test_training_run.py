@@ -265,6 +265,20 @@ def test_baselines_stand_beside_the_run_also_when_it_is_resumed(recipes: Recipes
     assert again == first
 
 
+@pytest.mark.parametrize("classes", [None, ["long", "middling", "short"]])
+def test_floors_know_classes_by_any_name(recipes: Recipes, classes: list[str] | None) -> None:
+    """Also one that was given, and that the data does not have."""
+    changes: dict[str, Any] = {"train.max_steps": 1}
+    rows = [{**row, "label": "short" if len(row["sequence"]) < 12 else "long"} for row in peptides(24)]
+    if classes is not None:
+        changes["task"] = {"sequence_classification": {"classes": classes}}
+    done = train(recipes.job(changes, path=recipes.csv(rows)), output=recipes.folder / "run", with_baselines=True)
+    baselines = done.summary["baselines"]
+    assert baselines.keys() == {"constant", "composition", "random_initialisation"}
+    assert baselines["composition"]["accuracy"] > 0.5
+    assert {frozenset(scores) for scores in baselines.values()} == {frozenset(done.summary["metrics"]["test"])}
+
+
 def test_training_leaves_the_settings_of_torch_as_they_were(recipes: Recipes) -> None:
     def settings() -> tuple[object, ...]:
         filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

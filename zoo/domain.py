@@ -12,9 +12,10 @@ import importlib
 import pkgutil
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -234,21 +235,48 @@ def left_out() -> Mapping[str, str]:
 @functools.cache
 def installed_domains() -> tuple[Mapping[str, Domain], Mapping[str, str]]:
     """The domains of installed packages, and why others of theirs are left out."""
+    from zoo.resources import shared
+
     found: dict[str, Domain] = {}
     lacking: dict[str, str] = {}
-    for entry in sorted(entry_points(group="zoo.domains"), key=lambda e: e.name):
+    # one name means one thing, model or dataset, and what is here already keeps its name
+    taken = {path.parent.name: OWN for path in (shared() / "datasets").glob("*/card.yaml")}
+    for entry in sorted(entry_points(group="zoo.domains"), key=lambda e: (_package(e) != OWN, e.name)):
         try:
             domain = entry.load()
         except Exception as error:  # a stranger's package may fail in any way; say whose it is
             lacking[entry.name] = f"{entry.value} cannot be loaded: {type(error).__name__}: {error}"
             continue
-        if entry.name in found:
-            lacking[entry.name] = f"{entry.value} comes second: another installed package has a domain of that name"
-        elif isinstance(domain, Domain) and domain.name == entry.name:
-            found[domain.name] = domain
-        else:
-            lacking[entry.name] = f"{entry.value} is not a zoo.domain.Domain of that name"
+        if reason := _unfit(entry, domain, found, taken):
+            lacking[entry.name] = reason
+            continue
+        found[domain.name] = domain
+        taken.update((card.name, _package(entry)) for card in (*domain.models, *domain.datasets))
     return found, lacking
+
+
+OWN = "science-zoo"
+"""The distribution that this file belongs to."""
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "?"
+
+
+def _unfit(entry: EntryPoint, domain: Any, found: Mapping[str, Domain], taken: Mapping[str, str]) -> str | None:
+    """Why what an entry point brings cannot be used beside the domains `found` and the names that are `taken`."""
+    if entry.name in found:
+        return f"{entry.value} comes second: another installed package has a domain of that name"
+    if not (isinstance(domain, Domain) and domain.name == entry.name):
+        return f"{entry.value} is not a zoo.domain.Domain of that name"
+    if strange := [card for card in domain.models if card.domain != domain.name]:
+        return f'{entry.value} has a card "{strange[0].name}" that says domain "{strange[0].domain}"'
+    names = [*(card.name for card in domain.models), *(card.name for card in domain.datasets)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        return f'{entry.value} calls more than one model or dataset "{twice[0]}"'
+    if known := ", ".join(f'"{name}" (of {taken[name]})' for name in names if name in taken):
+        return f"{entry.value} has names that are taken: {known}; its package, {_package(entry)}, must choose others"
+    return None
 
 
 def note_left_out() -> None:
@@ -272,15 +300,7 @@ def extra_that_brings(module: str) -> str | None:
 @functools.cache
 def models() -> Mapping[str, ModelCard]:
     """All model cards of all domains by name."""
-    found: dict[str, ModelCard] = {}
-    for domain in domains().values():
-        for card in domain.models:
-            if card.domain != domain.name:
-                raise InputError(f'card "{card.name}" says domain "{card.domain}" but comes from "{domain.name}"')
-            if card.name in found:
-                raise InputError(f'card "{card.name}" exists in "{found[card.name].domain}" and "{domain.name}"')
-            found[card.name] = card
-    return found
+    return {card.name: card for domain in domains().values() for card in domain.models}
 
 
 @functools.cache

@@ -63,9 +63,14 @@ class SequenceClassification(LabelTask):
         probabilities = [[p[f"probability_{c}"] for c in self.classes] for p in predictions]
         return classification_metrics(self.classes, probabilities, targets)
 
+    def to_values(self, targets: Sequence[str]) -> list[int]:
+        """Targets as a baseline learns them: numbers of classes."""
+        return [self.classes.index(target) for target in targets]
+
     def from_values(self, values: NDArray[Any]) -> list[dict[str, Any]]:
-        """Probabilities of a baseline (rows x classes), as `predict` returns them."""
-        return [self._named([float(p) for p in row]) for row in values]
+        """Probabilities of a baseline (rows x classes, those that training shows), as `predict` returns them."""
+        unseen = [0.0] * (len(self.classes) - values.shape[1])
+        return [self._named([*(float(p) for p in row), *unseen]) for row in values]
 
     def constant(self, data: Data) -> list[dict[str, Any]]:
         """The shares of the classes in training for every test row."""

@@ -70,6 +70,10 @@ class SequenceRegression(SequenceTask):
     def metrics(self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Any]) -> dict[str, float]:
         return regression_metrics([p["prediction"] for p in predictions], targets)
 
+    def to_values(self, targets: Sequence[float]) -> list[float]:
+        """Targets as a baseline learns them."""
+        return list(targets)
+
     def from_values(self, values: NDArray[Any]) -> list[dict[str, Any]]:
         """Predictions of a baseline, as `predict` returns them."""
         return [{"prediction": float(value)} for value in values]

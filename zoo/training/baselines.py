@@ -19,7 +19,7 @@ def floors(job: Job, data: Data) -> dict[str, dict[str, float]]:
     for name, ref in job.domain.baselines.items():
         values = load_ref(ref)(
             [e.text for e in train],
-            [e.target for e in train],
+            task.to_values([e.target for e in train]),
             [e.text for e in test],
             job.recipe.task_name,
             job.recipe.train.seed,

@@ -350,10 +350,15 @@ def _test(
             texts = {e.row: e.text for e in examples}
             targets = job.task.targets(examples)
             table = [
-                {"row": row + 1, "input": texts[row], "target": targets[row], **values}
+                {"row": row + 1, "input": texts[row], "target": _in_words(targets[row]), **values}
                 for row, values in job.task.combine(predictions, examples).items()
             ]
     return metrics, table
+
+
+def _in_words(target: Any) -> Any:
+    """A target of several labels as its predictions are written."""
+    return " ".join(target) if isinstance(target, tuple) else target
 
 
 def _write_predictions(folder: RunFolder, table: list[dict[str, Any]]) -> None:
