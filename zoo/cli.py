@@ -377,14 +377,14 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A model or a dataset.")],
     as_json: Json = False,
 ) -> None:
-    """Download the files of a model or a dataset ahead of time."""
+    """Download the files of a model or a dataset ahead of time, and check those that are here."""
     from zoo.errors import InputError
     from zoo.weights import fetch as get
 
     source = _card(name, "zoo fetch").source
     if source is None:
         raise InputError(f"{name} has no published weights: there is nothing to fetch")
-    folder = get(source, progress=not as_json, name=name)
+    folder = get(source, progress=not as_json, name=name, verify=True)
     if as_json:
         _print_json({"name": name, "folder": str(folder)})
     else:

