@@ -161,9 +161,9 @@ def test_a_disk_that_fills_up_during_training_leaves_what_was_there(recipes: Rec
 def test_a_model_that_cannot_be_written_leaves_no_half_model(recipes: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run.save_model
 
-    def save(setup: Any, folder: Path) -> None:
+    def save(setup: Any, folder: Path, checkpoint: str) -> None:
         with files_of_at_most(10_000):
-            plain(setup, folder)
+            plain(setup, folder, checkpoint)
 
     monkeypatch.setattr(run, "save_model", save)
     said = fails(TrainingError, recipes, {"train.max_steps": 1})

@@ -47,6 +47,8 @@ def load(name_or_run: str | Path, *, head: Head | None = None) -> Loaded | Run:
     A text that is a model's name is that model, even beside a folder of the same name; a `Path` is a run.
     Raises `InputError` for a name that is neither, `WeightsError` when the weights cannot be had.
     """
+    if not isinstance(name_or_run, str | Path):
+        raise InputError(f"zoo.load: takes the name of a model or the folder of a run, not {name_or_run!r}")
     if Path(name_or_run).is_dir() and (isinstance(name_or_run, Path) or name_or_run not in _models()):
         return Run.open(Path(name_or_run))
     card = find_model(str(name_or_run), "zoo.load")
@@ -90,6 +92,9 @@ def predict(
     """
     if isinstance(run, Run) and overrides:
         raise InputError("overrides: the run is open already; give its folder instead, or open it with Run.open")
+    if not isinstance(source, str | Path):
+        kind = type(source).__name__
+        raise InputError(f"zoo.predict: reads a file, not a {kind}; for a table, Run.predict_table of zoo.load(run)")
     opened = run if isinstance(run, Run) else Run.open(Path(run), overrides=overrides)
     return predict_file(opened, source, written(target))
 

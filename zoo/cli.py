@@ -392,7 +392,7 @@ def fetch(
 
 
 @app.command()
-def schema() -> None:
+def schema(as_json: Json = True) -> None:
     """Print the JSON schema of recipes, for editors."""
     from zoo.recipe_file import schema as recipe_schema
 

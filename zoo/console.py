@@ -173,7 +173,7 @@ class TrainingView(Watcher):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} samples/s  {task.fields[memory]}"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]:.0f} samples/s  {task.fields[memory]}"),
             TimeRemainingColumn(),
             console=console,
             disable=quiet,
@@ -201,13 +201,15 @@ class TrainingView(Watcher):
             self._progress.remove_task(self._task)
         self._rows = 0
         self._task = self._progress.add_task(
-            "training", total=steps, completed=done, loss=float("nan"), speed=0.0, memory=self._memory
+            "training", total=steps, completed=done, loss="-", speed=0.0, memory=self._memory
         )
 
     def stepped(self, step: int, loss: float, rows: int) -> None:
         self._rows += rows
         elapsed = self._progress.tasks[-1].elapsed or 1e-9
-        self._progress.update(self._task, completed=step, loss=loss, speed=self._rows / elapsed, memory=self._memory)
+        self._progress.update(
+            self._task, completed=step, loss=f"{loss:.4f}", speed=self._rows / elapsed, memory=self._memory
+        )
 
     def measured(self, by_phase: dict[str, int]) -> None:
         self._memory = f"{format_bytes(max(by_phase.values(), default=0))} measured"
@@ -273,9 +275,13 @@ def show_scores(scores: Scores) -> None:
         console.print(f"  - {note}")
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
 def _metrics(corner: str, found: Mapping[str, Mapping[str, float]], names: Sequence[str], split: str) -> Table:
     """A row for each of what is scored, or a column where there are more metrics than fit side by side."""
-    shown = {who: [f"{metrics[n]:.4f}" if n in metrics else "-" for n in names] for who, metrics in found.items()}
+    shown = {who: [_number(metrics.get(n)) for n in names] for who, metrics in found.items()}
     down = len(names) > FEW
     table = Table(
         Column(corner, overflow="fold"), *(shown if down else names), box=None, padding=(0, 2), title=f"split {split}"

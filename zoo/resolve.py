@@ -58,6 +58,8 @@ def load_job(
 
     `budget`, `gpu` and `max_steps` override ``budget.device``, ``budget.gpu`` and ``train.max_steps``.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: is one text; give a list of them: [{overrides!r}]")
     named = {"budget.device": budget, "budget.gpu": gpu, "train.max_steps": max_steps}
     examples = {"budget": (budget, "an amount such as 8GiB"), "gpu": (gpu, "a device's name, or auto")}
     if empty := [f"--{key}: is empty; give {what}, or leave it out" for key, (v, what) in examples.items() if v == ""]:

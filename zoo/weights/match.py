@@ -43,8 +43,8 @@ class LoadReport:
         skipped = (*self.unused, *self.ignored)
         parts = [f"converted {self.in_checkpoint - len(skipped)} of {self.in_checkpoint}"]
         parts.append(f"skipped {len(skipped)}{_brackets(skipped)}")
-        if self.newly_initialised:
-            parts.append(f"new {len(self.newly_initialised)}{_brackets(self.newly_initialised)}")
+        if new := tuple(n for n in self.newly_initialised if not any(re.search(p, n) for p in _COMPUTED)):
+            parts.append(f"new {len(new)}{_brackets(new)}")
         return ", ".join(parts)
 
 
