@@ -221,6 +221,29 @@ def test_kept_blocks_stay_within_their_bytes(tmp_path: Path) -> None:
         assert fields._reader.cache.held_bytes <= limit
 
 
+def test_many_variables_are_each_read_once_however_little_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States and those two steps later, in order: two blocks of each variable stay, though that is beyond the limit."""
+    from zoo.meteorology import blocks
+
+    chunks = {"t": {"chunks": (8, 3, ROWS, COLUMNS)}, "t2m": {"chunks": (8, ROWS, COLUMNS)}}
+    path = write(tmp_path / "a.zarr", dataset(dates(64)), encoding=chunks)
+    fields = opened(path, ["temperature_500", "2m_temperature"], cache_bytes=ROWS * COLUMNS * 4)
+    reads: list[int] = []
+    plain = blocks.Part.read
+
+    def read(self: Any, handles: Any, start: int, stop: int) -> Any:
+        reads.extend([start] * (stop - start))
+        return plain(self, handles, start, stop)
+
+    monkeypatch.setattr(blocks.Part, "read", read)
+    for index in range(62):
+        fields.read(index)
+        fields.read(index + 2)
+    assert len(reads) == 2 * 64
+
+
 def test_states_asked_for_in_order_are_read_ahead_and_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,9 @@ Floats = npt.NDArray[np.float32]
 _SMALLEST_READ = 2**20
 """Bytes of consecutive states that are read at once where the file does not say how they lie together."""
 _READ_AHEAD = 12 * 2**20
+_MOST_KEPT = 2**29
+"""Bytes of blocks that are kept at most where two of each variable, those of a state and of the one that is forecast from
+it, are more than what may be kept otherwise: with less, all would be read again for every state."""
 _LARGEST_READ = 2**26
 """Bytes that are read at once at most, even where more of them are stored as one chunk."""
 
@@ -165,7 +168,9 @@ class Reader:
     def __init__(self, handles: Handles, cache_bytes: int) -> None:
         self.handles = handles
         self.cache = BlockCache(cache_bytes)
+        self._own = cache_bytes
         self._next: dict[Any, tuple[int, int]] = {}
+        self._sizes: dict[Any, int] = {}
 
     def block(self, part: Part, time: int) -> Block:
         """The block that holds a time of a part's file.
@@ -176,10 +181,14 @@ class Reader:
         length = part.block_length()
         start = time - time % length
         key = part.key
+        if key not in self._sizes:
+            self._sizes[key] = length * part.state_bytes if length > 1 else 0
+            self.cache.limit_bytes = max(self._own, min(2 * sum(self._sizes.values()), _MOST_KEPT))
         found = self.cache.get((key, start))
         expected, ahead = self._next.get(key, (-1, 1))
         if found is None:
-            most = max(_READ_AHEAD // (length * part.state_bytes), 1)
+            share = 2 * self.cache.limit_bytes // (3 * len(self._sizes))
+            most = max(min(_READ_AHEAD, share) // (length * part.state_bytes), 1)
             ahead = min(2 * ahead, most) if start == expected else 1
             ahead = self._read(part, start, length, min(ahead, -(-(part.times - start) // length)))
             found = self.cache.get((key, start))
@@ -207,11 +216,11 @@ class Reader:
     def forget(self) -> None:
         """Let go of what was read, and close files."""
         self.cache.clear()
-        self._next = {}
+        self._next, self._sizes = {}, {}
         self.handles.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"handles": self.handles, "cache_bytes": self.cache.limit_bytes}
+        return {"handles": self.handles, "cache_bytes": self._own}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
