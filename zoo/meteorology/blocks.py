@@ -24,8 +24,8 @@ _SMALLEST_READ = 2**20
 """Bytes of consecutive states that are read at once where the file does not say how they lie together."""
 _READ_AHEAD = 12 * 2**20
 _MOST_KEPT = 2**29
-"""Bytes of blocks that are kept at most where two of each variable, those of a state and of the one that is forecast from
-it, are more than what may be kept otherwise: with less, all would be read again for every state."""
+"""Bytes that are kept at most where two of each variable (of a state and of the one that is forecast from it)
+are more than would be kept otherwise: with less, all would be read again for every state."""
 _LARGEST_READ = 2**26
 """Bytes that are read at once at most, even where more of them are stored as one chunk."""
 

@@ -37,7 +37,8 @@ class Fields:
 
     `units` are those of the table of names, `file_units` those of the files. `label` names the series in errors and
     reports. Can be pickled and used after a fork: files are opened anew in each process, and blocks that were read
-    are not taken along. At most `cache_bytes` of them are kept, or two of each variable. Made by `zoo.meteorology.source.open_fields`.
+    are not taken along. At most `cache_bytes` of them are kept, or two of each variable. Made by
+    `zoo.meteorology.source.open_fields`.
     """
 
     def __init__(
