@@ -169,10 +169,13 @@ def test_a_length_that_the_grid_cannot_hold_is_refused(made: Forecasts, run: Pat
     assert not (made.folder / "short.nc").exists()
 
 
-def test_a_finished_run_is_told_of_ensembles_and_of_nothing_else(made: Forecasts, run: Path) -> None:
+def test_a_finished_run_is_told_of_ensembles_and_files_and_of_nothing_else(made: Forecasts, run: Path) -> None:
     for override, message in (
         ("train.max_steps=9", r"--set train.max_steps: cannot be changed in a finished run \(can be changed: task.fo"),
-        ("task.forecast.rollout=1", r"--set task.forecast.rollout: cannot be .* changed: task.forecast.ensemble\)"),
+        (
+            "task.forecast.rollout=1",
+            r"--set task.forecast.rollout: cannot be .* changed: task.forecast.ensemble, task.forecast.files\)",
+        ),
         (f"{OPTION}.member=9", r'--set task.forecast.ensemble.member: "member" is not a known option of forecast; did'),
         (f"{OPTION}.amplitude=1", "--set task.forecast.ensemble.members: missing; needs a whole number of at least 2"),
         (f"{OPTION}.members=many", '--set task.forecast.ensemble.members: got the text "many"; needs a whole number'),
@@ -181,7 +184,7 @@ def test_a_finished_run_is_told_of_ensembles_and_of_nothing_else(made: Forecasts
         with pytest.raises(InputError, match=message):
             Run.open(run, overrides=[override])
     downscaling = {"variables": ["temperature_500"], "factor": 4}
-    assert made.job({"task.forecast": None, "task.downscaling": downscaling}).task.when_predicting == ()
+    assert made.job({"task.forecast": None, "task.downscaling": downscaling}).task.when_predicting == ("files",)
     with pytest.raises(InputError, match=r"in a finished run \(can be changed: nothing\)"):
         changed(made.job().file, [f"{OPTION}.members=2"], [])
     with pytest.raises(InputError, match='"ensemble" is not a known option of downscaling'):

@@ -168,6 +168,20 @@ def test_files_of_other_names_than_those_of_training_are_forecast_and_scored(mad
         assert next(iter(said("evaluate", told, other).values())) == alone
 
 
+def test_a_run_is_told_anew_what_files_do_not_say_of_themselves(made: Forecasts, run: Path) -> None:
+    """Here which of two versions to take, which the files of training did not have."""
+    plain = made.data(states(), "plain_states.nc")
+    both = xr.concat([waves(seed=1).isel(time=slice(51, 60)), states()], "expver").assign_coords(expver=[1, 5])
+    given = made.data(both, "versions_states.nc")
+    assert "expver" in refused("predict", run, given, "-o", made.folder / "refused.nc")
+    told = ("--set", 'task.forecast.files={"*.nc": {expver: {select: 5}}}')
+    said("predict", run, given, "-o", made.folder / "told.nc", *told)
+    said("predict", run, plain, "-o", made.folder / "plainly.nc")
+    xr.testing.assert_equal(*(read_forecast(made.folder / name) for name in ("told.nc", "plainly.nc")))
+    scored = said("evaluate", run, given, "--forecast", made.folder / "told.nc", *told)
+    assert scored["scores"] == said("evaluate", run, plain, "--forecast", made.folder / "plainly.nc")["scores"]
+
+
 def test_in_training_a_pattern_or_a_variable_that_is_not_there_is_an_error(made: Forecasts) -> None:
     told = {"t": {"unit": "K"}}
     with pytest.raises(InputError, match=r"task: files: u500\*.nc: no file of .*waves.nc has such a name"):

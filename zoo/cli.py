@@ -38,7 +38,7 @@ Overrides = Annotated[
 ]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="Device memory, for example 8GiB.")]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for this device by name, or auto.")]
-_TOLD = "An option that is for predicting: --set task.forecast.ensemble.members=8"
+Anew = Annotated[list[str] | None, typer.Option("--set", help="Tell anew: task.forecast.files={..}", metavar="A.B=V")]
 _TO: dict[str, Any] = {"parser": target, "metavar": "PATH"}
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
@@ -246,7 +246,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A file with the input column of the recipe.")],
     output: Annotated[Path, typer.Option("--output", "-o", **_TO, help="CSV, TSV, Parquet; NetCDF, Zarr.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help=_TOLD, metavar="A.B=V")] = None,
+    overrides: Anew = None,
     as_json: Json = False,
 ) -> None:
     """Predict every row of a file. Rows, order and columns stay; rows that cannot be read get an error."""
@@ -273,13 +273,14 @@ def evaluate(
     forecast: Annotated[str | None, typer.Option("--forecast", help="Score this file; INPUT is what came.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", **_TO, help="Its scores, as NetCDF.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", **_TO, help="Its errors by lead time, as PNG.")] = None,
+    overrides: Anew = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on its own test part, or on a file of yours; or forecasts of a file against what came."""
     from zoo import console
     from zoo.training.finished import Run, score_file
 
-    opened = Run.open(run, progress=not as_json)
+    opened = Run.open(run, progress=not as_json, overrides=overrides or ())
     if forecast or output or plot:
         scores = score_file(opened, forecast, source, output, plot)
         _print_json(scores.facts) if as_json else console.show_scores(scores)

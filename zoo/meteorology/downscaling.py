@@ -104,7 +104,7 @@ class Downscaling(Forecast):
 
     name = "downscaling"
     systems = ("", "interpolation_", "climatology_")
-    when_predicting = ()
+    when_predicting = ("files",)
 
     def __init__(
         self,

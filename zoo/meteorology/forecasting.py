@@ -78,7 +78,7 @@ class Forecast:
     length_unit = "grid points"
     splits = SPLITS
     systems = SYSTEMS
-    when_predicting: tuple[str, ...] = ("ensemble",)
+    when_predicting: tuple[str, ...] = ("ensemble", "files")
 
     def __init__(
         self,
