@@ -16,7 +16,7 @@ from torch import nn
 from zoo.errors import TrainingError
 from zoo.resolve import Job
 from zoo.step import Setup, build
-from zoo.training.model_card import annotate, readme
+from zoo.training.model_card import name_base, name_classes, readme
 from zoo.training.values import loader_of
 from zoo.weights import initialise_and_load, read_state_dict
 
@@ -33,7 +33,7 @@ def save_model(setup: Setup, folder: Path, checkpoint: str = "pretrained") -> No
     try:
         partial.mkdir(parents=True)
         model: Any = setup.model
-        annotate(setup, checkpoint)
+        name_classes(setup)
         full = {} if hasattr(model, "peft_config") else _in_full(model)
         if hasattr(model, "save_pretrained"):
             with _no_progress_bar():
@@ -41,6 +41,8 @@ def save_model(setup: Setup, folder: Path, checkpoint: str = "pretrained") -> No
         else:
             state = full or model.state_dict()
             save_file({k: v.contiguous() for k, v in state.items()}, str(partial / "model.safetensors"))
+        if (partial / ADAPTER_FILE).is_file():
+            name_base(setup, checkpoint, partial / ADAPTER_FILE)
         (partial / "README.md").write_text(readme(setup, checkpoint), encoding="utf-8")
         for file in partial.iterdir():  # safetensors makes files for their owner alone, whatever the umask says
             file.chmod(partial.stat().st_mode & 0o666)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from zoo.step import Setup, describe
 from zoo.weights import HubSource, parse
 
 
-def annotate(setup: Setup, checkpoint: str) -> None:
-    """Put the names of classes into the model's configuration, and the name of its base into an adapter's."""
-    model: Any = setup.model
+def name_classes(setup: Setup) -> None:
+    """Put the names of classes into the model's configuration, before it is saved."""
     config: Any = getattr(setup.base, "config", None)
     classes = getattr(setup.task, "classes", ())
     if classes and getattr(config, "num_labels", None) == len(classes):
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
-    for adapter in getattr(model, "peft_config", {}).values():
-        base = _source(setup, checkpoint)
-        parsed = parse(base) if base not in (None, "random") else None
-        adapter.base_model_name_or_path = parsed.repository if isinstance(parsed, HubSource) else base
-        adapter.revision = parsed.revision if isinstance(parsed, HubSource) else None
+
+
+def name_base(setup: Setup, checkpoint: str, path: Path) -> None:
+    """Put the name of an adapter's base into its saved configuration; PEFT, saving one, would ask the hub for it."""
+    base = _source(setup, checkpoint)
+    parsed = parse(base) if base is not None and base != "random" else None
+    name, revision = (parsed.repository, parsed.revision) if isinstance(parsed, HubSource) else (base, None)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def readme(setup: Setup, checkpoint: str) -> str:
