@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_number_of_times(tmp_path: Path, monkeypat
     peaks = []
     for count in (200, 2000):
         fields = noise(tmp_path / f"{count}.nc", dates(count))
-        fields._reader.cache.limit_bytes = 2**15
+        fields._reader = blocks.Reader(fields._reader.handles, 2**15)
         measure([fields], [range(10)])
         tracemalloc.start()
         measure([fields], [range(count)])
