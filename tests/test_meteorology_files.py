@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -64,6 +67,19 @@ def test_grib_holds_what_its_netcdf_holds(era5: str) -> None:
         # the NetCDF file is packed in steps of 0.1
         np.testing.assert_allclose(one.read(slice(None)), other.read(slice(None)), atol=0.06)
     assert not list(path.parent.glob("*.idx"))  # nothing is written beside the data
+
+
+def test_a_process_that_reads_grib_and_draws_maps_ends_well() -> None:
+    """Each of ecCodes and pyproj brings its own PROJ, and in the wrong order they end a process with a crash."""
+    pytest.importorskip("pyproj")
+    source = datasets()["era5_levels_members"].source
+    path = fetch(Source(uri=source.uri, sha256=source.sha256, files=(GRIB,))) / GRIB.path
+    code = (
+        "import sys; from zoo.meteorology.files import open_dataset; open_dataset(sys.argv[1]); "
+        "import pyproj; print(pyproj.CRS('EPSG:4326').name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "WGS 84\n"), done.stderr
 
 
 def test_scenarios_have_years_of_360_days_and_a_region() -> None:

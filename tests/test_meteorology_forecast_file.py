@@ -215,6 +215,26 @@ def test_parts_that_differ_are_refused_and_nothing_is_left(tmp_path: Path, secon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("ending", ["nc", "zarr"])
+def test_xarray_reads_leads_as_times(tmp_path: Path, ending: str):
+    path = write_forecast(tmp_path / f"forecast.{ending}", [forecast()])
+    with xr.open_dataset(path, engine="zarr" if ending == "zarr" else None) as found:
+        np.testing.assert_array_equal(found["prediction_timedelta"], forecast()["prediction_timedelta"])
+        assert found["prediction_timedelta"].dtype.kind == "m"
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path):
+    mine = tmp_path / "mine.zarr"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("hi")
+    with pytest.raises(InputError, match=r"mine.zarr: is a folder that holds no forecast, and is not replaced"):
+        write_forecast(mine, [forecast()], overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "hi"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.zarr"]
+    for _ in range(2):
+        write_forecast(tmp_path / "forecast.zarr", [forecast()], overwrite=True)
+
+
 def test_a_writer_says_what_it_cannot_write(tmp_path: Path):
     with pytest.raises(InputError, match=r"ends in \.nc \(NetCDF\) or \.zarr"):
         ForecastWriter(tmp_path / "forecast.grib")

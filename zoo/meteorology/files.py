@@ -79,10 +79,10 @@ def open_dataset(path: str, storage: Mapping[str, Any] | None = None) -> xr.Data
     read. Raises `InputError` for a format that is not known, a library that is missing and a file that is damaged.
     """
     kind = _format(path)
+    with contextlib.suppress(ImportError):
+        import pyproj  # noqa: F401  of maps: before ecCodes, which cfgrib loads, for in the other order PROJ aborts
     _needs("xarray", "meteorology", path)
     _needs(ENGINES[kind], _EXTRA[kind], path)
-    with contextlib.suppress(ImportError):
-        import pyproj  # noqa: F401  of maps: before ecCodes, which xarray loads, for in the other order PROJ aborts
     import xarray as xr
 
     options: dict[str, Any] = {"engine": ENGINES[kind].lower(), "cache": False, "chunks": None}

@@ -54,8 +54,9 @@ class ForecastWriter:
     part has starts with all members, or some members of one start, after those that were written before. Until the
     block ends, everything is under a hidden name beside `path`; it is renamed when all of it is on the disk, and
     deleted where the block raises. Raises `InputError` for another ending or an address, for a `path` that exists
-    unless `overwrite`, for parts that are no forecasts, that differ in anything but their starts and members or are out
-    of order, where members of a start are missing, and where there were none; `ZooError` where it cannot be written.
+    unless `overwrite` and, of a folder, it holds a forecast; for parts that are no forecasts, that differ in anything
+    but their starts and members or are out of order, where members of a start are missing, and where there were none;
+    `ZooError` where it cannot be written.
     """
 
     def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
@@ -65,6 +66,8 @@ class ForecastWriter:
             raise InputError(f"{self.path}: forecasts are written to a name that ends in .nc (NetCDF) or .zarr (Zarr)")
         if self.path.exists() and not overwrite:
             raise InputError(f"{self.path}: exists already; give another name, or overwrite it (overwrite=True)")
+        if self.path.is_dir() and not (self.path / "prediction_timedelta").is_dir():
+            raise InputError(f"{self.path}: is a folder that holds no forecast, and is not replaced; give another name")
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
         self._first: xr.Dataset | None = None
         self._last: Any = None
@@ -171,7 +174,8 @@ class ForecastWriter:
         leads = part["prediction_timedelta"].values / _SECOND
         whole = bool((leads % 3600 == 0).all())
         lead = np.round(leads / (3600 if whole else 1)).astype(np.int64)
-        attributes = {"units": "hours" if whole else "seconds"}
+        # with its type, without which xarray leaves leads as numbers
+        attributes = {"units": "hours" if whole else "seconds", "dtype": "timedelta64[ns]"}
         plain = part.assign_coords(prediction_timedelta=("prediction_timedelta", lead, attributes))
         plain = plain.assign_coords(time=("time", _seconds(part), _TIME))
         for name, facts in _COORDINATES.items():

@@ -89,7 +89,7 @@ VARIABLES = (
     Variable("total_precipitation_24hr", "m", _DEPTH, ("tp24h",)),
     Variable("total_cloud_cover", "1", _FRACTION, ("tcc", "clt"), ("cloud_area_fraction",)),
     Variable(
-        "total_column_water_vapour", "kg m-2", {"kg m-2": _IS, "mm": _IS}, ("tcwv", "tcw", "prw", "TQV"),
+        "total_column_water_vapour", "kg m-2", {"kg m-2": _IS, "mm": _IS}, ("tcwv", "prw", "TQV"),
         ("atmosphere_mass_content_of_water_vapor",),
     ),
     Variable(

@@ -70,6 +70,8 @@ class TimeAxis:
     def steps(self, hours: float) -> int:
         """How many steps `hours` are. Raises `InputError` where they are no whole number of steps, or the step is
         counted in months, whose hours differ."""
+        if len(self) < 2:
+            raise InputError(f"lead of {hours:g} hours: the data has one state, and a lead needs two")
         if self.unit != "hours" or self.step == 0:
             raise InputError(
                 f"lead of {hours:g} hours: the data has a step of {self.step_name}; give the lead in steps instead"
