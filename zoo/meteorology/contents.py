@@ -190,7 +190,8 @@ def _chosen(path: str, data: xr.Dataset, name: str, dim: str, select: Mapping[st
     raise InputError(
         f"{path}: variable {name} has {len(values)} of dimension {dim} ({', '.join(map(repr, values[:6]))}), and one "
         f"must be chosen; leave the others out of the file, or say in the recipe's task which, for example "
-        f'files: {{"{PurePosixPath(path).name}": {{{dim}: {{select: {values[0]!r}}}}}}}'
+        f'files: {{"{PurePosixPath(path).name}": {{{dim}: {{select: {values[0]!r}}}}}}} '
+        "(of a finished run: --set 'task.forecast.files={...}')"
     )
 
 
