@@ -24,7 +24,8 @@ def beside(combination: Combination, key: str) -> Combination:
 
 def standing_part(combination: Combination) -> Combination:
     """The techniques that weights and states depend on: what is done to a forward pass holds neither."""
-    return tuple(t for t in combination if not BEFORE_FORWARD <= t.stage < BEFORE_OPTIMIZER)
+    model, _, steps = _acting(combination)
+    return model + steps
 
 
 def rungs(job: Job) -> list[list[Combination]]:

@@ -235,12 +235,10 @@ def left_out() -> Mapping[str, str]:
 @functools.cache
 def installed_domains() -> tuple[Mapping[str, Domain], Mapping[str, str]]:
     """The domains of installed packages, and why others of theirs are left out."""
-    from zoo.resources import shared
-
     found: dict[str, Domain] = {}
     lacking: dict[str, str] = {}
     # one name means one thing, model or dataset, and what is here already keeps its name
-    taken = {path.parent.name: OWN for path in (shared() / "datasets").glob("*/card.yaml")}
+    taken = {path.parent.name: OWN for path in _shipped_datasets()}
     for entry in sorted(entry_points(group="zoo.domains"), key=lambda e: (_package(e) != OWN, e.name)):
         try:
             domain = entry.load()
@@ -303,15 +301,20 @@ def models() -> Mapping[str, ModelCard]:
     return {card.name: card for domain in domains().values() for card in domain.models}
 
 
+def _shipped_datasets() -> list[Path]:
+    """Cards of the datasets in ``datasets/``, each in a folder of the dataset's name."""
+    from zoo.resources import shared
+
+    return sorted((shared() / "datasets").glob("*/card.yaml"))
+
+
 @functools.cache
 def datasets() -> Mapping[str, DatasetCard]:
     """All dataset cards by name: those shipped in ``datasets/`` and those that domains bring."""
     import yaml
 
-    from zoo.resources import shared
-
     found: dict[str, DatasetCard] = {}
-    for path in sorted((shared() / "datasets").glob("*/card.yaml")):
+    for path in _shipped_datasets():
         card = DatasetCard.model_validate(yaml.safe_load(path.read_text()))
         if card.name != path.parent.name:
             raise InputError(f'{path}: name is "{card.name}" but the folder is "{path.parent.name}"')

@@ -124,11 +124,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out, cost = memo.run(known, args, kwargs or {})
         else:
             out, cost = func(*args, **(kwargs or {})), None
-        if type(out) is torch.Tensor:
-            self._see(out)
-        else:
-            for tensor in tensors_in(out):
-                self._see(tensor)
+        for tensor in tensors_in(out):
+            self._see(tensor)
         if self._count_costs and self._phase != OUTSIDE and not known.view:
             self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out

@@ -79,7 +79,7 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(as_autograd_does(func, args, kwargs), types, args, kwargs)
-        if func._schema.name in kernels.PRODUCTS and out.element_size() == 2:
+        if memo.operation(func).name in kernels.PRODUCTS and out.element_size() == 2:
             self.record.inside.append((len(self.record.events), _inside_a_product(tensors_in(args)[-2:], out)))
         return out
 

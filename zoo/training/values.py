@@ -82,9 +82,9 @@ def _read(card: ModelCard, source: Source, folder: Path) -> Mapping[str, torch.T
             f"{folder}: is an adapter, and a checkpoint must be a whole model; go on with its run through "
             "zoo train --resume, or merge it into its model first (PEFT: merge_and_unload, save_pretrained)"
         )
-    if source != card.source:
+    if foreign := source != card.source:
         _check_config(card, folder / "config.json")
-    own = source != card.source and any((folder / name).is_file() for name in _OWN_LAYOUT)
+    own = foreign and any((folder / name).is_file() for name in _OWN_LAYOUT)
     if card.convert is not None and not own:
         converted: Mapping[str, torch.Tensor] = load_ref(card.convert)(folder)
         return converted

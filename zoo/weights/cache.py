@@ -10,6 +10,7 @@ $ZOO_CACHE or ~/.cache/science-zoo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -48,8 +49,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-_verified: set[tuple[str, int, str]] = set()
-"""Files that this process has read and found as recorded, though they are not as old as that (a copied cache)."""
+@functools.cache
+def _is(file: Path, modified: int, sha256: str) -> bool:
+    """Whether a file that was last `modified` then, in nanoseconds, has the checksum: read once in a process."""
+    return sha256_of(file) == sha256
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,9 @@ class Shelf:
             facts = file.stat()
             if facts.st_size != int(known["size"]):
                 return False
-            seen = (str(file), facts.st_mtime_ns, known["sha256"])
-            if facts.st_mtime_ns != known.get("modified") and seen not in _verified:
-                if sha256_of(file) != known["sha256"]:
-                    return False
-                _verified.add(seen)
+            return facts.st_mtime_ns == known.get("modified") or _is(file, facts.st_mtime_ns, known["sha256"])
         except OSError:
             return False
-        return True
 
     def drop_damaged(self) -> None:
         """Read every recorded file and remove those whose bytes are not the recorded ones. Call it under `locked`."""

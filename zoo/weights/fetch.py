@@ -128,11 +128,7 @@ def _wanted(parsed: HubSource | PypiSource | GeneratedSource, source: Source) ->
     return {prefix + file.path: file.sha256 for file in source.files} or None
 
 
-def _cached(
-    parsed: HubSource | PypiSource | GeneratedSource,
-    source: Source,
-    place: Shelf,
-) -> Path | None:
+def _cached(parsed: HubSource | PypiSource | GeneratedSource, source: Source, place: Shelf) -> Path | None:
     record = place.record()
     if source.sha256 is not None and record.get("wheel_sha256", record.get("archive_sha256")) != source.sha256.lower():
         return None

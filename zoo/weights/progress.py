@@ -14,7 +14,7 @@ class Bar:
         self._display, self._task = display, task
 
     def at(self, done: int, total: int | None = None) -> None:
-        """`done` bytes or steps of `total` (None: unknown) are here."""
+        """`done` bytes or steps of `total` (None: as it was, or unknown) are here."""
         if self._display is not None:
             self._display.update(self._task, completed=done, total=total)
 

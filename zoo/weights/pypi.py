@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,8 @@ def _pip_download(source: PypiSource, target: Path, options: list[str], progress
     bar = progress.file(f"{source.name} {source.version} (wheel)")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     pipes["env"] = {**os.environ, "TMPDIR": str(unfinished), "PYTHONUNBUFFERED": "1"}
-    total: list[int] = []
-    stop = threading.Event()
-    looking = threading.Thread(target=_look, args=(unfinished, bar, total, stop), daemon=True)
-    if not raw:
-        looking.start()
-    with subprocess.Popen(command, errors="replace", **pipes) as pip:
+    looking = contextlib.nullcontext() if raw else _looking(unfinished, bar)
+    with looking, subprocess.Popen(command, errors="replace", **pipes) as pip:
         assert pip.stdout is not None
         try:
             for line in pip.stdout:
@@ -129,14 +125,10 @@ def _pip_download(source: PypiSource, target: Path, options: list[str], progress
                     continue
                 lines.append(line.rstrip())
                 if match := re.match(r"\s*Downloading .*\(([\d.]+) ([kMG]?B|bytes)\)", line):
-                    total[:] = [round(float(match[1]) * _UNITS[match[2]])]
+                    bar.at(0, round(float(match[1]) * _UNITS[match[2]]))
         except BaseException:
             pip.terminate()
             raise
-        finally:
-            stop.set()
-    if looking.ident:
-        looking.join()
     for wheel in target.glob("*.whl"):
         bar.at(wheel.stat().st_size, wheel.stat().st_size)
     return pip.returncode, "\n".join(lines)
@@ -145,15 +137,24 @@ def _pip_download(source: PypiSource, target: Path, options: list[str], progress
 _UNITS = {"bytes": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
-def _look(folder: Path, bar: Bar, total: Sequence[int], stop: threading.Event) -> None:
-    """Tell `bar` how much of a wheel is there, for a pip that does not say so."""
-    while not stop.wait(0.1):
-        sizes = []
-        for file in folder.rglob("*.whl"):
-            with contextlib.suppress(OSError):  # it was moved meanwhile
-                sizes.append(file.stat().st_size)
-        if sizes and total:
-            bar.at(min(max(sizes), total[0]), total[0])
+@contextlib.contextmanager
+def _looking(folder: Path, bar: Bar) -> Iterator[None]:
+    """While entered, `bar` is told how much of a wheel is in a folder, for a pip that does not say so."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.1):
+            for file in folder.rglob("*.whl"):
+                with contextlib.suppress(OSError):  # it was moved meanwhile
+                    bar.at(file.stat().st_size)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _last(output: str, lines: int = 6) -> str:
