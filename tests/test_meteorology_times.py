@@ -56,7 +56,7 @@ def test_hours_of_a_lead_as_steps() -> None:
         axis.steps(36)
     with pytest.raises(InputError, match="lead of 0 hours"):
         axis.steps(0)
-    with pytest.raises(InputError, match="step of 0 hours"):
+    with pytest.raises(InputError, match="24 hours: the data has one state, and a lead needs two"):
         time_axis("f", daily(1)).steps(24)
 
 
