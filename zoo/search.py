@@ -78,13 +78,13 @@ class Search:
             self._trace(itertools.chain(*self.rungs))
         else:
             self._trace_rung(lowest, look_first=large)
-        chosen = self._choose(lowest)
+        chosen = self._choose(lowest, next_=higher[:PROBES])
         while chosen is None and higher:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self.plans() else 1
             some, higher = higher[:count], higher[count:]
             if self.plans():
-                self._trace(itertools.chain(*map(self._smallest_of, some)), look_first=large)
+                self._trace(self._probes(some), look_first=large)
             else:
                 self._trace_rung(some[0], look_first=large)
             for rung in some:
@@ -181,7 +181,9 @@ class Search:
         for some in (keys[:1], keys[1:]):
             base = left[0]
             flips = {key: [c for c in left if beside(c, key) == beside(base, key)] for key in some}
-            self._trace(dict.fromkeys(itertools.chain(*flips.values())), look_first=look_first)
+            first = dict.fromkeys(itertools.chain(*flips.values()))
+            ahead = [c for c in left if c not in first] if some == keys[1:] else []
+            self._trace(first, look_first=look_first, ahead=ahead)
             for key, combinations in flips.items():
                 self._compare(key, combinations)
             left = self._not_outdone(left)
@@ -210,14 +212,19 @@ class Search:
             if worse and all(worse) and option(other, key) not in self.outdone:
                 self.outdone[option(combination, key)] = option(other, key)
 
-    def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
-        """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
+    def _trace(
+        self, combinations: Iterable[Combination], *, look_first: bool = False, ahead: Iterable[Combination] = ()
+    ) -> None:
+        """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit.
+
+        Processes that have nothing else to do begin with those of `ahead`, which are likely to be asked for next.
+        """
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
             self._look(new)
             for combination in new:
-                bytes_ = self.looks[standing_part(combination)]
-                if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
+                bytes_ = self._too_much_standing(combination)
+                if bytes_ is not None:
                     self.standing[combination] = bytes_
                     self.answers[combination] = (
                         f"does not fit: weights and optimizer states alone take {format_bytes(bytes_)} "
@@ -225,11 +232,21 @@ class Search:
                     )
             new = [combination for combination in new if combination not in self.answers]
         apart, together = self.corners.divide(new)
-        self._ask(apart)
+        self._ask(apart, self._worth_tracing(ahead))
         self._ask([combination for combination in together if not self._splice(combination)])
 
-    def _ask(self, combinations: Sequence[Combination]) -> None:
-        for combination, answer in zip(combinations, self.workers.map(combinations), strict=True):
+    def _too_much_standing(self, combination: Combination) -> int | None:
+        """Bytes of weights and states, where those are known and leave no room."""
+        known = self.looks.get(standing_part(combination))
+        return known if isinstance(known, int) and known > self.limits.device_bytes else None
+
+    def _worth_tracing(self, combinations: Iterable[Combination]) -> list[Combination]:
+        """Those of which nothing is known that would spare a trace."""
+        new = [c for c in combinations if c not in self.answers and self._too_much_standing(c) is None]
+        return [combination for combination in new if self.corners.of(combination) is None]
+
+    def _ask(self, combinations: Sequence[Combination], ahead: Sequence[Combination] = ()) -> None:
+        for combination, answer in zip(combinations, self.workers.map(combinations, ahead), strict=True):
             assert isinstance(answer, (Traced, str))
             if isinstance(answer, str):
                 self.answers[combination] = answer
@@ -256,10 +273,10 @@ class Search:
         new = {part: Standing(c) for c in combinations if (part := standing_part(c)) not in self.looks}
         self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
-    def _choose(self, rung: Sequence[Combination]) -> Plan | None:
-        """The fastest plan of a rung that fits, confirmed, or None."""
+    def _choose(self, rung: Sequence[Combination], *, next_: Sequence[Sequence[Combination]] = ()) -> Plan | None:
+        """The fastest plan of a rung that fits, confirmed, or None. `next_`: the rungs to look into if there is none."""
         for plan in sorted((plan for plan in self._known(rung) if self._may_fit(plan)), key=preference):
-            confirmed = self._confirm(plan)
+            confirmed = self._confirm_all([plan], ahead=self._worth_tracing(self._probes(next_)))[0]
             if self.limits.why_not(confirmed) is None:
                 return confirmed
         return None
@@ -268,14 +285,10 @@ class Search:
         """Whether to confirm a plan: what is not confirmed can be too high, too."""
         return self.limits.why_not(self._with_least(plan)) is None
 
-    def _confirm(self, plan: Plan) -> Plan:
-        """The plan, confirmed, in place of what was known of it."""
-        return self._confirm_all([plan])[0]
-
-    def _confirm_all(self, plans: Sequence[Plan]) -> list[Plan]:
-        """Several at a time."""
+    def _confirm_all(self, plans: Sequence[Plan], *, ahead: Sequence[Combination] = ()) -> list[Plan]:
+        """Plans, confirmed, in place of what was known of them."""
         asked = [[] if plan.confirmed else self.tracer.to_confirm(plan) for plan in plans]
-        answers = iter(self.workers.map([question for questions in asked for question in questions]))
+        answers = iter(self.workers.map([question for questions in asked for question in questions], ahead))
         return [
             plan if plan.confirmed else self._confirmed(plan, [next(answers) for _ in questions])
             for plan, questions in zip(plans, asked, strict=True)
@@ -288,6 +301,10 @@ class Search:
         size = plan.micro_batch_size
         self.answers[plan.techniques] = [confirmed if p.micro_batch_size == size else p for p in before]
         return confirmed
+
+    def _probes(self, rungs: Iterable[Sequence[Combination]]) -> list[Combination]:
+        """The combinations by which rungs are told to be worth a closer look or not."""
+        return [combination for rung in rungs for combination in self._smallest_of(rung)]
 
     def _smallest_of(self, rung: Sequence[Combination]) -> list[Combination]:
         """The combination of a rung with most in common with the smallest plan that is known.

@@ -42,7 +42,7 @@ class Standing:
     techniques: tuple[Technique, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Steps:
     """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
 

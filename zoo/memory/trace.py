@@ -240,7 +240,7 @@ def trace(
 
     With ``steps=1`` the optimizer's states are made first, by a step on empty gradients, so that the one full step
     is a step as all but the first are; with ``steps=0`` that is all. `kind` is the accelerator's in the world
-    ``accelerator``.
+    ``accelerator``, where only the last step has all the micro-batches of `batch`.
     """
     with without_storage(world, count_costs=count_costs, kind=kind) as (device, ledger):
 
@@ -252,10 +252,14 @@ def trace(
                 _make_states(setup)
             return setup
 
+        left = steps
+
         def step(setup: Setup, phase: Phase) -> None:
+            nonlocal left
+            left -= 1
             setup.phase = phase
             if world == "accelerator":
-                train_step(setup, _Arriving(lambda: ready_batch(setup)))
+                train_step(setup, _Arriving(lambda: ready_batch(setup)[: EARLIER if left else None]))
             else:
                 train_step(setup, ready_batch(setup))
 
@@ -268,6 +272,10 @@ def trace(
 
         follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
     return ledger.record
+
+
+EARLIER = 1
+"""Micro-batches of a step before the last, which is there for what it leaves behind: one leaves all of it."""
 
 
 class _Arriving(Sequence[Batch]):

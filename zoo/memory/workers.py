@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-Argument = TypeVar("Argument")
+Argument = TypeVar("Argument", bound=Hashable)
 Result = TypeVar("Result")
 
 MOST = 8
@@ -45,6 +45,7 @@ class Workers(Generic[Argument, Result]):
         self.compute = compute
         self._count = min(_cores(), MOST)
         self._pool: ProcessPoolExecutor | None = None
+        self._begun: dict[Argument, Future[tuple[Any]]] = {}
 
     def __enter__(self) -> Workers[Argument, Result]:
         global _compute
@@ -57,12 +58,15 @@ class Workers(Generic[Argument, Result]):
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def map(self, arguments: Sequence[Argument]) -> list[Result]:
-        """The results, in order."""
+    def map(self, arguments: Sequence[Argument], ahead: Iterable[Argument] = ()) -> list[Result]:
+        """The results, in order. Processes that have nothing else to do begin with what may be asked next, `ahead`."""
         futures: list[Future[tuple[Any]]] = []
         if self._pool is not None:
             try:
-                futures = [self._pool.submit(_call, argument) for argument in arguments]
+                futures = [self._begun.pop(a, None) or self._pool.submit(_call, a) for a in arguments]
+                for argument in ahead:
+                    if argument not in self._begun:
+                        self._begun[argument] = self._pool.submit(_call, argument)
             except BrokenProcessPool:  # a process was killed while it had nothing to do
                 self._stop()
         if self._pool is None:
