@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from conftest import Recipes
+from small_models import changed
 
 from zoo.combinations import Combination, Corners
 from zoo.memory.devices import find
@@ -15,7 +17,7 @@ from zoo.memory.splice import spliced
 from zoo.plans import Limits, Workload
 from zoo.resolve import Job
 from zoo.techniques import Technique
-from zoo.tracer import Tracer
+from zoo.tracer import Tracer, Whole
 from zoo.units import GIB
 
 WORK = Workload(40, 64, "64 inputs of 40 tokens")
@@ -53,6 +55,24 @@ def test_it_equals_a_trace_of_its_own(job: Job, tracer: Tracer, precision: str) 
         assert made is not None
         assert made.plans == whole.plans
         assert made.plans != traced("none", "adamw-8bit")[1].plans
+
+
+def test_of_passes_that_have_ended_it_has_what_there_is(job: Job) -> None:
+    tracer = Tracer(replace(job, card=changed(job.card, num_hidden_layers=2)), WORK, Limits(find("cpu"), 1, None, "a"))
+
+    def traced(checkpointing: str, optimizer: str, *, whole: bool = True) -> Any:
+        combination = _combination(job, checkpointing=checkpointing, optimizer=optimizer)
+        return tracer.answer(Whole(combination) if whole else combination)
+
+    base, steps = traced("none", "adamw").family, traced("none", "adamw-8bit").family
+    made = spliced(base, traced("block", "adamw", whole=False).family, steps)
+    own = traced("block", "adamw-8bit", whole=False)
+    assert made is not None
+    assert made.shallow.ended == "forward"
+    assert made.estimate(0, 4, 1, tracer.rates) == own.family.estimate(0, 4, 1, tracer.rates)
+    assert own.plans[0].ended == "forward"
+    for ended in ((own.family, base, steps), (base, base, own.family)):
+        assert spliced(*ended) is None, "of these the end is needed"
 
 
 def test_traces_that_differ_in_more_are_not_put_together(job: Job, tracer: Tracer) -> None:

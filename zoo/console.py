@@ -152,7 +152,8 @@ def _show_others(job: Job, decision: Decision, *, show_all: bool) -> None:
                     table.add_row(f"{count} combinations", "-", other.reason)
                 continue
             names = " ".join(t.describe() for t in other.techniques if t.key in free)
-            table.add_row(names, "-" if other.plan is None else format_bytes(other.plan.peak_bytes), other.reason)
+            peak = "-" if other.plan is None else format_bytes(other.plan.peak_bytes)
+            table.add_row(names, f"over {peak}" if other.plan is not None and other.plan.ended else peak, other.reason)
         console.print(table)
 
 

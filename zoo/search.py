@@ -11,25 +11,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from zoo.combinations import Combination, Corners, beside, departure, option, rungs, standing_part
 from zoo.errors import InputError
 from zoo.memory.ledger import Record
-from zoo.memory.predict import Footprint
 from zoo.memory.scaling import Family
 from zoo.memory.workers import Workers
-from zoo.plans import Limits, Plan, Rejected
+from zoo.plans import Limits, Plan, Rejected, with_least
 from zoo.resolve import Job
 from zoo.techniques import Technique, registry
-from zoo.tracer import Answer, Question, Standing, Traced, Tracer
-from zoo.units import MIB, format_bytes
-
-SLACK = 0.05
-"""By how much the search can be above the trace that confirms a plan, where not even the least is known."""
-OTHERWISE, OTHERWISE_ON_CPU, FEW_BYTES = 0.01, 0.001, MIB
-"""The same for inputs of one length, the larger of a share and an amount. On GPUs 0.9 % were seen (Aurora). The search
-has not the CPU's own kernels, which was 0.07 %, and of models with less than a million parameters 3 % of 4 MB."""
+from zoo.tracer import Answer, Question, Standing, Traced, Tracer, Whole
+from zoo.units import format_bytes
 
 LARGE = 16
 """Bytes a parameter takes in full training in fp32. Where the budget has less, some combinations have no room for
@@ -47,7 +40,7 @@ class Search:
 
     `rungs` are in order of what they change. `answers` and `families` grow as combinations are traced, `looks`
     as their weights and states are counted; `standing` says which of them left no room for anything else, `outdone`
-    by which other option one is outdone.
+    by which other option one is outdone. With `whole`, no trace ends before its end.
     """
 
     job: Job
@@ -61,6 +54,7 @@ class Search:
     outdone: dict[Technique, Technique] = field(default_factory=dict)
     families: dict[Combination, Family] = field(default_factory=dict)
     corners: Corners = field(default_factory=Corners)
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -70,6 +64,7 @@ class Search:
 
         Raises `InputError` where none can be built.
         """
+        self.whole = exhaustive
         lowest, *higher = self.rungs
         large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
         if large:
@@ -81,15 +76,19 @@ class Search:
         chosen = self._choose(lowest, next_=higher[:PROBES])
         while chosen is None and higher:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
-            count = PROBES if self.plans() else 1
+            count = PROBES if self._seen() else 1
             some, higher = higher[:count], higher[count:]
-            if self.plans():
-                self._trace(self._probes(some), look_first=large)
-            else:
-                self._trace_rung(some[0], look_first=large)
-            for rung in some:
+            probes = [self._smallest_of(rung) for rung in some] if self._seen() else [list(some[0])]
+            if large:
+                self._look(itertools.chain(*probes))
+            for number, rung in enumerate(some):
+                if self._seen():
+                    ahead = itertools.chain(*probes[number + 1 :])
+                    self._trace(probes[number], look_first=large, ahead=ahead)
+                else:
+                    self._trace_rung(rung, look_first=large)
                 known = [self.answers[c] for c in rung if c in self.answers]
-                if all(isinstance(answer, str) for answer in known) or any(map(self._may_fit, self._known(rung))):
+                if all(isinstance(answer, str) for answer in known) or any(map(self.limits.may_fit, self._known(rung))):
                     self._trace_rung(rung, look_first=large)
                     if (chosen := self._choose(rung)) is not None:
                         break
@@ -106,35 +105,41 @@ class Search:
                 if self.standing.pop(combination, None) is not None:
                     del self.answers[combination]
             self._trace(hopeless)
-        if not self.plans():
+        if not self._seen():
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
-        rung = next(r for r in self.rungs if min(self.plans(), key=_needs).techniques in r)
+        rung = next(r for r in self.rungs if min(self._seen(), key=_closeness).techniques in r)
         self._trace_rung(rung)
-        # of one combination the divisions are told apart rightly before they are confirmed
-        plans = sorted((min(answer, key=_needs) for answer in self._answers()), key=self._at_least)
+        while unfinished := self._unfinished():
+            self._ask(unfinished, whole=True)
+        plans = self._smallest_ones()
         close = [plan for plan in plans[:CLOSE] if self._at_least(plan) <= plans[0].needed_bytes]
         smallest = min(self._confirm_all(close), key=_needs)
         more = [plan for plan in plans[:CLOSE] if plan not in close and self._at_least(plan) < smallest.needed_bytes]
         return self._choose(rung) or min([smallest, *self._confirm_all(more)], key=_needs)
 
+    def _smallest_ones(self) -> list[Plan]:
+        """The smallest division of each combination, by the least that it can be.
+
+        Of one combination the divisions are told apart rightly before they are confirmed.
+        """
+        return sorted((min(answer, key=_needs) for answer in self._answers()), key=self._at_least)
+
+    def _unfinished(self) -> list[Combination]:
+        """Combinations whose traces have ended early, and which can nevertheless be the smallest."""
+        plans = self._smallest_ones()
+        bound = min((plan.needed_bytes for plan in plans if not plan.ended), default=None)
+        smaller = [p.techniques for p in plans if p.ended and (bound is None or self._at_least(p) <= bound)]
+        return smaller[: 1 if bound is None else CLOSE]
+
     def _at_least(self, plan: Plan) -> int:
         """What a plan needs at least when it is confirmed."""
-        return self._with_least(plan).needed_bytes
-
-    def _with_least(self, plan: Plan) -> Plan:
-        """The plan with the least that it can hold when it is confirmed.
-
-        The first micro-batch is the longest, and in the optimizer's phase there is nothing that could be shorter.
-        """
-        if plan.confirmed:
-            return plan
-        sure = max(plan.least, plan.estimate.peak_by_phase.get("optimizer", 0), round(plan.peak_bytes / (1 + SLACK)))
-        on_cpu = self.limits.device.name == "cpu"
-        held = max(sure - max(round(sure * (OTHERWISE_ON_CPU if on_cpu else OTHERWISE)), FEW_BYTES), 0)
-        host = held if on_cpu else round(plan.host_bytes / (1 + SLACK))
-        return replace(plan, footprint=Footprint.of(self.limits.device, held), host_bytes=host)
+        return with_least(plan, self.limits).needed_bytes
 
     def plans(self) -> list[Plan]:
+        """Everything that was traced to the end and can be built."""
+        return [plan for plan in self._seen() if not plan.ended]
+
+    def _seen(self) -> list[Plan]:
         """Everything that was traced and can be built."""
         return [plan for answer in self._answers() for plan in answer]
 
@@ -159,7 +164,8 @@ class Search:
                 entries.append(Rejected(combination, answer))
                 continue
             plan = best(answer, self.limits)
-            reason = self.limits.why_not(plan) or why_not or why_not_chosen(plan, chosen)
+            shown = with_least(plan, self.limits) if plan.ended else plan
+            reason = self.limits.why_not(shown) or why_not or why_not_chosen(plan, chosen)
             entries.append(Rejected(combination, reason, plan))
         for combination in (c for rung in self.rungs for c in rung if c not in self.answers):
             needless = departure(combination, self.job) > departure(chosen.techniques, self.job)
@@ -208,6 +214,7 @@ class Search:
             worse = [
                 a.estimate.seconds > b.estimate.seconds and a.needed_bytes > b.needed_bytes
                 for a, b in zip(mine, others, strict=False)
+                if b.ended in ("", a.ended)
             ]
             if worse and all(worse) and option(other, key) not in self.outdone:
                 self.outdone[option(combination, key)] = option(other, key)
@@ -245,8 +252,12 @@ class Search:
         new = [c for c in combinations if c not in self.answers and self._too_much_standing(c) is None]
         return [combination for combination in new if self.corners.of(combination) is None]
 
-    def _ask(self, combinations: Sequence[Combination], ahead: Sequence[Combination] = ()) -> None:
-        for combination, answer in zip(combinations, self.workers.map(combinations, ahead), strict=True):
+    def _ask(
+        self, combinations: Sequence[Combination], ahead: Sequence[Combination] = (), *, whole: bool = False
+    ) -> None:
+        questions = [self._question(combination, whole) for combination in combinations]
+        answers = self.workers.map(questions, [self._question(combination, whole) for combination in ahead])
+        for combination, answer in zip(combinations, answers, strict=True):
             assert isinstance(answer, (Traced, str))
             if isinstance(answer, str):
                 self.answers[combination] = answer
@@ -254,6 +265,9 @@ class Search:
             self.answers[combination] = answer.plans
             if answer.family is not None:
                 self.families[combination] = answer.family
+
+    def _question(self, combination: Combination, whole: bool) -> Question:
+        return Whole(combination) if whole or self.whole else combination
 
     def _splice(self, combination: Combination) -> bool:
         """Whether a combination's plans could be learned from the traces of three others."""
@@ -264,9 +278,10 @@ class Search:
             self.answers[combination] = refused
             return True
         found = self.tracer.spliced(combination, *(self.families[corner] for corner in corners))
-        if found is not None:
-            self.answers[combination] = found.plans
-        return found is not None
+        if found is None or any(plan.ended and self.limits.may_fit(plan) for plan in found.plans):
+            return False
+        self.answers[combination] = found.plans
+        return True
 
     def _look(self, combinations: Iterable[Combination]) -> None:
         """Learn what weights and optimizer states alone take, of many combinations at a time."""
@@ -274,16 +289,12 @@ class Search:
         self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
     def _choose(self, rung: Sequence[Combination], *, next_: Sequence[Sequence[Combination]] = ()) -> Plan | None:
-        """The fastest plan of a rung that fits, confirmed, or None. `next_`: the rungs to look into if there is none."""
-        for plan in sorted((plan for plan in self._known(rung) if self._may_fit(plan)), key=preference):
+        """The fastest plan of a rung that fits, confirmed, or None. `next_`: rungs to look into if there is none."""
+        for plan in sorted((plan for plan in self._known(rung) if self.limits.may_fit(plan)), key=preference):
             confirmed = self._confirm_all([plan], ahead=self._worth_tracing(self._probes(next_)))[0]
             if self.limits.why_not(confirmed) is None:
                 return confirmed
         return None
-
-    def _may_fit(self, plan: Plan) -> bool:
-        """Whether to confirm a plan: what is not confirmed can be too high, too."""
-        return self.limits.why_not(self._with_least(plan)) is None
 
     def _confirm_all(self, plans: Sequence[Plan], *, ahead: Sequence[Combination] = ()) -> list[Plan]:
         """Plans, confirmed, in place of what was known of them."""
@@ -304,21 +315,22 @@ class Search:
 
     def _probes(self, rungs: Iterable[Sequence[Combination]]) -> list[Combination]:
         """The combinations by which rungs are told to be worth a closer look or not."""
-        return [combination for rung in rungs for combination in self._smallest_of(rung)]
+        return [combination for rung in rungs for combination in self._smallest_of(rung)] if self._seen() else []
 
     def _smallest_of(self, rung: Sequence[Combination]) -> list[Combination]:
         """The combination of a rung with most in common with the smallest plan that is known.
 
         And, for each option that no plan is known with, the one that has this option beside.
         """
-        plans = self.plans()
+        plans = self._seen()
         if not plans:
             return [rung[-1]]
-        known = min(plans, key=_needs).techniques
+        known = min(plans, key=_closeness).techniques
         seen = {t for plan in plans for t in plan.techniques}
         unknown = dict.fromkeys(t for c in self.standing for t in c if t not in seen)
         alike = [{t for t in known if t.key != other.key} | {other} for other in unknown]
-        return [max(rung, key=lambda c: len(wanted.intersection(c))) for wanted in (set(known), *alike)]
+        found = (max(rung, key=lambda c: len(wanted.intersection(c))) for wanted in (set(known), *alike))
+        return list(dict.fromkeys(found))
 
 
 def preference(plan: Plan) -> tuple[float, int, int]:
@@ -350,3 +362,8 @@ def why_not_chosen(plan: Plan, chosen: Plan) -> str:
 
 def _needs(plan: Plan) -> int:
     return plan.needed_bytes
+
+
+def _closeness(plan: Plan) -> tuple[int, int]:
+    """The farther its trace went before it was too much, the less a plan is likely to need."""
+    return ("", "backward", "forward").index(plan.ended), plan.needed_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,13 @@ class Standing:
     techniques: tuple[Technique, ...]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Asks for what a combination is when traced to the end, whether it can fit or not."""
+
+    techniques: tuple[Technique, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Steps:
     """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
@@ -53,13 +60,16 @@ class Steps:
 
 @dataclass(frozen=True)
 class Traced:
-    """A combination's plans, one for each division of the batch, and the family that they are read off, if any."""
+    """A combination's plans, one for each division of the batch, and the family that they are read off, if any.
+
+    Where not even the smallest division can fit, the trace has ended when that was seen.
+    """
 
     plans: list[Plan]
     family: Family | None
 
 
-Question = tuple[Technique, ...] | Standing | Steps
+Question = tuple[Technique, ...] | Whole | Standing | Steps
 """A combination asks for what it is when traced."""
 Answer = Traced | int | Record | str
 
@@ -76,6 +86,7 @@ class Tracer:
         self.workload = workload
         self.tokens = workload.tokens
         self.global_batch = min(job.recipe.train.global_batch_size, workload.rows)
+        self.limits = limits
         self.device = limits.device
         on_cpu = limits.device.name == "cpu"
         self.rates = limits.device.rates_for()
@@ -107,11 +118,13 @@ class Tracer:
         """What a question asks for, or the reason why it cannot be."""
         if isinstance(question, Steps):
             return self._steps(question)
-        techniques = question.techniques if isinstance(question, Standing) else question
+        techniques = question if isinstance(question, tuple) else question.techniques
         if refused := self.refused(techniques):
             return refused
         try:
-            return self._standing(techniques) if isinstance(question, Standing) else self._traced(techniques)
+            if isinstance(question, Standing):
+                return self._standing(techniques)
+            return self._traced(techniques, whole=isinstance(question, Whole))
         except InputError as error:
             return str(error)
 
@@ -128,7 +141,7 @@ class Tracer:
 
     def plans(self, techniques: tuple[Technique, ...]) -> list[Plan]:
         """The combination with every division of the global batch that there may be."""
-        return self._traced(techniques).plans
+        return self._traced(techniques, whole=True).plans
 
     def spliced(self, techniques: tuple[Technique, ...], base: Family, passes: Family, steps: Family) -> Traced | None:
         """The combination without a trace of its own (see `zoo.memory.splice`), or None where that cannot be."""
@@ -138,11 +151,11 @@ class Tracer:
         except Irregular:
             return None
 
-    def _traced(self, techniques: tuple[Technique, ...]) -> Traced:
+    def _traced(self, techniques: tuple[Technique, ...], *, whole: bool) -> Traced:
         divisions = self._divisions()
         try:
             if all(t.affine for t in techniques):
-                return self._read(techniques, self._family(techniques))
+                return self._read(techniques, self._family(techniques, whole))
             found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
         except Irregular:
             found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
@@ -155,7 +168,7 @@ class Tracer:
         for size, count in divisions:
             plan = self._plan(techniques, size, count, family.estimate(place, size, count, self.rates))
             first = family.estimate(place, size, 1, self.rates).peak if self.workload.lengths else plan.peak_bytes
-            plans.append(replace(plan, least=first))
+            plans.append(replace(plan, least=first, ended=family.shallow.ended))
         return Traced(plans, family)
 
     def _divisions(self) -> list[tuple[int, int]]:
@@ -224,12 +237,12 @@ class Tracer:
         """On the CPU, device and host are one; beside an accelerator only what techniques put there is counted."""
         return estimate.peak if self.kind is None else sum(estimate.host_by_category.values())
 
-    def _family(self, techniques: tuple[Technique, ...]) -> Family:
+    def _family(self, techniques: tuple[Technique, ...], whole: bool) -> Family:
         if self._many is None:
             self._many = MANY if self._bytes_of_a_row() < OVERFLOWS / MANY else FEWER
         while True:
             try:
-                return self._family_of(techniques, self._many)
+                return self._family_of(techniques, self._many, whole)
             except RuntimeError as error:
                 if "overflow" not in str(error):
                     raise
@@ -242,9 +255,14 @@ class Tracer:
             batch = self.job.task.blank_batch(self.job.card, 1, self.tokens)
         return sum(tensor.nbytes for tensor in tensors_in((batch.inputs, batch.targets)))
 
-    def _family_of(self, techniques: tuple[Technique, ...], many: int) -> Family:
+    def _family_of(self, techniques: tuple[Technique, ...], many: int, whole: bool) -> Family:
+        def too_much(record: Record) -> bool:
+            family = Family(Tape.of(record, many=many), None, SHALLOW[0])
+            return not any(map(self.limits.may_fit, self._read(techniques, family).plans))
+
         cards = self._shallow(techniques)[0]
-        records = [self._trace(techniques, card, many, 2, self.searching, costs=True) for card in cards]
+        enough = None if whole or len(cards) > 1 else too_much
+        records = [self._trace(techniques, card, many, 2, self.searching, costs=True, enough=enough) for card in cards]
         tapes = [Tape.of(record, many=many) for record in records]
         return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
@@ -292,6 +310,7 @@ class Tracer:
         costs: bool,
         steps: int = 1,
         tokens: tuple[int, ...] | None = None,
+        enough: Callable[[Record], bool] | None = None,
     ) -> Record:
         train = self.job.recipe.train
 
@@ -307,7 +326,7 @@ class Tracer:
             return [self.job.task.blank_batch(card, rows, length) for length in lengths]
 
         with reproducible():  # as training runs
-            return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind)
+            return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind, enough=enough)
 
 
 def _halvings(count: int) -> list[int]:

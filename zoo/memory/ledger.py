@@ -39,7 +39,7 @@ class Record:
     it died, in order; `marks` lists (position in `events`, phase) where a phase began, `cost_marks` the
     position in `costs` at the same moments. Bytes are those of the device; what lies `BESIDE` it is not among them
     (see `zoo.memory.allocator.on_host`). `inside` lists (position in `events`, bytes) where a kernel of the
-    CPU may take so much in no tensor at all.
+    CPU may take so much in no tensor at all. `ended` is the phase after which nobody wanted to know more, or nothing.
     """
 
     sizes: list[int] = field(default_factory=list)
@@ -50,6 +50,7 @@ class Record:
     costs: list[Cost] = field(default_factory=list)
     cost_marks: list[int] = field(default_factory=lambda: [0])
     inside: list[tuple[int, int]] = field(default_factory=list)
+    ended: str = ""
 
     def deltas(self, sizes: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Signed bytes of every event, for other `sizes` where given."""

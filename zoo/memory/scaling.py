@@ -65,10 +65,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tape:
-    """A trace as a function of the rows of its micro-batch."""
+    """A trace as a function of the rows of its micro-batch. `ended` is the trace's."""
 
     segments: tuple[Segment, ...]
     names: tuple[str, ...]
+    ended: str = ""
 
     @classmethod
     def of(cls, record: Record, *, many: int = 0) -> Tape:
@@ -99,7 +100,7 @@ class Tape:
             costs = np.array(table, dtype=float).reshape(-1, 5)
             elsewhere = None if there is None else there[start:end]
             segments.append(Segment(phase, deltas[start:end], codes[storages[start:end]], costs, elsewhere))
-        return cls(tuple(segments), names)
+        return cls(tuple(segments), names, record.ended)
 
     def replay(self, rows: int, rates: Rates) -> list[Played]:
         """Every segment with its net change, its peak above where it began, and its time."""

@@ -2,7 +2,8 @@
 
 Some techniques act on forward and backward passes, others on the optimizer's states and step. Where neither kind
 touches what the other acts on, the trace of one of each is known from traces of both apart: passes are those of the
-one, and what lies before and after them is that of the other. Whether it is so is not assumed but seen.
+one, and what lies before and after them is that of the other. Whether it is so is not assumed but seen. Of passes whose
+trace has ended early, so has what is put together.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ def spliced(base: Family, passes: Family, steps: Family) -> Family | None:
 
 
 def _spliced(base: Tape, passes: Tape, steps: Tape) -> Tape | None:
+    if base.ended or steps.ended:
+        return None
     names = tuple(sorted({*base.names, *passes.names, *steps.names}))
     before, between, after = _parts(base, names)
     others_before, others_passes, others_after = _parts(passes, names)
     first, own_passes, last = _parts(steps, names)
+    if passes.ended:
+        after, last = others_after, []
     borne_out = _same(before, others_before) and _same(after, others_after) and _same(between, own_passes)
-    return Tape((*first, *others_passes, *last), names) if borne_out else None
+    return Tape((*first, *others_passes, *last), names, passes.ended) if borne_out else None
 
 
 def _parts(tape: Tape, names: tuple[str, ...]) -> tuple[list[Segment], list[Segment], list[Segment]]:

@@ -235,12 +235,14 @@ def trace(
     steps: int = 2,
     count_costs: bool = False,
     kind: Kind | None = None,
+    enough: Callable[[Record], bool] | None = None,
 ) -> Record:
     """What `steps` training steps allocate. The phases are those of `train_step`.
 
     With ``steps=1`` the optimizer's states are made first, by a step on empty gradients, so that the one full step
     is a step as all but the first are; with ``steps=0`` that is all. `kind` is the accelerator's in the world
-    ``accelerator``, where only the last step has all the micro-batches of `batch`.
+    ``accelerator``, where only the last step has all the micro-batches of `batch`. The trace ends with the first
+    forward or the first backward pass after which what there is of it is `enough`.
     """
     with without_storage(world, count_costs=count_costs, kind=kind) as (device, ledger):
 
@@ -257,7 +259,7 @@ def trace(
         def step(setup: Setup, phase: Phase) -> None:
             nonlocal left
             left -= 1
-            setup.phase = phase
+            setup.phase = phase if enough is None else _asking(phase, enough, ledger)
             if world == "accelerator":
                 train_step(setup, _Arriving(lambda: ready_batch(setup)[: EARLIER if left else None]))
             else:
@@ -270,8 +272,32 @@ def trace(
                 ledger.label("batch", [*micro.inputs.values(), micro.targets])
             return micro_batches
 
-        follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
+        try:
+            follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
+        except _Enough as end:
+            ledger.record.ended = str(end)
+            ledger.close()
     return ledger.record
+
+
+class _Enough(Exception):
+    """Ends a trace after the phase that it names."""
+
+
+def _asking(phase: Phase, enough: Callable[[Record], bool], ledger: Ledger) -> Phase:
+    """`phase`, which asks whether it is enough after the first of what is before a step's second micro-batch."""
+    asked: set[str] = set()
+
+    @contextlib.contextmanager
+    def asking(name: str) -> Iterator[None]:
+        with phase(name):
+            yield
+        if name in ("forward", "backward") and name not in asked:
+            asked.add(name)
+            if enough(ledger.record):
+                raise _Enough(name)
+
+    return asking
 
 
 EARLIER = 1

@@ -63,10 +63,9 @@ class Workers(Generic[Argument, Result]):
         futures: list[Future[tuple[Any]]] = []
         if self._pool is not None:
             try:
-                futures = [self._begun.pop(a, None) or self._pool.submit(_call, a) for a in arguments]
-                for argument in ahead:
-                    if argument not in self._begun:
-                        self._begun[argument] = self._pool.submit(_call, argument)
+                begun, submit = self._begun, self._pool.submit
+                futures = [begun.pop(a) if a in begun else submit(_call, a) for a in arguments]
+                begun.update((a, submit(_call, a)) for a in ahead if a not in begun)
             except BrokenProcessPool:  # a process was killed while it had nothing to do
                 self._stop()
         if self._pool is None:
