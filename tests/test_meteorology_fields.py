@@ -6,8 +6,11 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -287,6 +290,24 @@ def test_other_processes_read_the_same(tmp_path: Path, suffix: str, method: str)
 def test_a_store_without_metadata_in_one_place_is_opened_without_a_word(tmp_path: Path) -> None:
     dataset().to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
     assert len(opened(str(tmp_path / "a.zarr"))) == 10
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")  # format 3 says nothing of consolidated metadata yet
+def test_a_store_behind_a_web_server(tmp_path: Path, zarr_format: Any) -> None:
+    dataset().to_zarr(tmp_path / "a.zarr", zarr_format=zarr_format, consolidated=True)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        fields = opened(f"{address}/a.zarr")
+        np.testing.assert_array_equal(fields.read(2)[0], expected(12, 500, LATITUDES, LONGITUDES))
+        assert fields.paths == (f"{address}/a.zarr",)
+        with pytest.raises(InputError, match=r"/b\.zarr: cannot be opened as zarr \(No group found"):
+            opened(f"{address}/b.zarr")
+        server.shutdown()
+    with pytest.raises(InputError, match=r"/a\.zarr: cannot be opened as zarr \(Cannot connect to host"):
+        opened(f"{address}/a.zarr")
 
 
 def test_an_object_store_is_read_through_fsspec(tmp_path: Path) -> None:
@@ -643,3 +664,47 @@ def test_a_chunk_that_is_damaged_is_one_unreadable_time(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=message):
         fields.read(6)
+
+
+def _states(path: Path, name: str, unit: str, values: float, level: float | None = None) -> str:
+    grid = np.full((3, ROWS, COLUMNS), values, dtype=np.float32)
+    dims = ("time", "latitude", "longitude")
+    coordinates = {"time": dates(3), "latitude": LATITUDES, "longitude": LONGITUDES}
+    data = xr.Dataset({name: (dims, grid, {"units": unit})}, coordinates)
+    return write(path, data if level is None else data.assign_coords(level=((), level, {"units": "hPa"})))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "wrong", "right", "value"),
+    [
+        ("t2m", None, "degC", "K", 285.0),
+        ("t2m", None, "K", "degC", 12.0),
+        ("t", 500, "degC", "K", 253.0),
+        ("msl", None, "Pa", "hPa", 1013.0),
+        ("msl", None, "hPa", "Pa", 101300.0),
+        ("z", 500, "m2 s-2", "m", 5500.0),
+        ("z", 500, "m", "m2 s-2", 54000.0),
+        ("z", 50, "m2 s-2", "m", 20500.0),
+        ("q", 850, "kg kg-1", "g kg-1", 6.0),
+        ("tcc", None, "1", "%", 63.0),
+        ("tp", None, "m", "mm", 2.7),
+    ],
+)
+def test_values_in_another_unit_than_the_file_says(
+    tmp_path: Path, name: str, level: float | None, wrong: str, right: str, value: float
+) -> None:
+    (found,) = look(_states(tmp_path / "a.nc", name, wrong, value, level))
+    field = found.fields[0]
+    with pytest.raises(InputError) as refused:
+        opened(found.path, [field]).check_units()
+    assert f'variable {name} has the unit "{wrong}": {field} would be ' in str(refused.value)
+    assert f'{{"a.nc": {{{name}: {{unit: UNIT}}}}}}' in str(refused.value)
+    for unit in (wrong, right):
+        (told,) = open_fields(File(found.path, {name: Meaning(unit=unit)}), [field])
+        told.check_units()
+    opened(_states(tmp_path / "b.nc", name, right, value, level), [field]).check_units()
+
+
+def test_values_that_are_missing_or_of_no_known_size_are_believed(tmp_path: Path) -> None:
+    opened(_states(tmp_path / "a.nc", "t2m", "K", np.nan), ["2m_temperature"]).check_units()
+    opened(_states(tmp_path / "b.nc", "u10", "m s-1", 1e6), ["10m_u_component_of_wind"]).check_units()

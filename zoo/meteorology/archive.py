@@ -80,9 +80,12 @@ def open_series(
     broken: str,
     label: str | None = None,
 ) -> list[Fields]:
-    """Fields on the whole grid that the card's model is made for, or in a box, in the models' orientation."""
+    """Fields on the whole grid that the card's model is made for, or in a box, in the models' orientation.
+
+    Raises `InputError` with everything that is wrong in the files, values that cannot have the unit that they say too.
+    """
     grid = card.config.get("grid")
-    return open_fields(
+    found = open_fields(
         files,
         names,
         latitude=LATITUDE,
@@ -92,6 +95,9 @@ def open_series(
         broken=broken,
         label=label,
     )
+    for fields in found:
+        fields.check_units()
+    return found
 
 
 def describe_files(path: str, files: Files, columns: Mapping[str, str], *, training: bool) -> list[File]:

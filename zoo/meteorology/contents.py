@@ -41,7 +41,7 @@ class Stored:
     ``member``), in the file's order; `fixed` has the index to take along every other dimension. `levels` are in hPa,
     those of its dimension or the one that the variable is on, or numbers of a model's `layers`; empty without a level.
     `chunks` is how many of each dimension are stored together, 0 where they are not. `unit` is the file's or the
-    recipe's.
+    recipe's, which has `told`.
     """
 
     variable: str
@@ -55,6 +55,7 @@ class Stored:
     unit: str | None
     known: Variable | None
     layers: bool = False
+    told: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -170,7 +171,7 @@ def _stored(path: str, data: xr.Dataset, name: str, kinds: Mapping[str, str], fi
     encoding = array.encoding
     sizes = encoding.get("chunks") or encoding.get("chunksizes") or (0,) * len(dims)
     width = np.dtype(encoding.get("dtype", array.dtype)).itemsize
-    kept = fixed, levels, tuple(sizes), width, unit, known, layers
+    kept = fixed, levels, tuple(sizes), width, unit, known, layers, meaning.unit is not None
     return Stored(name, canonical, dims, tuple(kinds[d] for d in dims), *kept)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from zoo.errors import InputError, unknown
 from zoo.meteorology.blocks import Handles, Part, Reader
 from zoo.meteorology.grids import Grid, Layout
-from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.names import parse_field, usual, variable_named
 from zoo.meteorology.times import TimeAxis
 
 Floats = npt.NDArray[np.float32]
@@ -190,6 +191,30 @@ class Fields:
             if not np.isfinite(self._constants[place]).all():
                 raise InputError(f"{self.label}: {self.names[place]} has missing values, and it is used at every time")
         return self._constants[place]
+
+    def check_units(self) -> None:
+        """Raises `InputError` where the values of the first time cannot be what the unit in the file says.
+
+        What the recipe says of a unit is believed, and so is a time that cannot be read.
+        """
+        try:
+            state = self.read(0, nan="allow")
+        except InputError:
+            return
+        problems = []
+        for place, part in self._first_parts().items():
+            between, mean, stored = usual(self.names[place]), float(state[place].mean(dtype=np.float64)), part.stored
+            if between is None or stored.told or not np.isfinite(mean) or between[0] <= mean <= between[1]:
+                continue
+            problems.append(
+                f'{part.path}: variable {stored.variable} has the unit "{stored.unit}": {self.names[place]} would be '
+                f"{mean:.4g} {self.units[self.names[place]]} on average at {self.axis.label(0)}, and on Earth it is "
+                f"between {between[0]:.4g} and {between[1]:.4g}; the values have another unit: correct the file, or "
+                f"say in the recipe's task which, for example files: "
+                f'{{"{PurePosixPath(part.path).name}": {{{stored.variable}: {{unit: UNIT}}}}}} (that is believed)'
+            )
+        if problems:
+            raise InputError(problems)
 
     def broken_fields(self, index: int) -> list[str]:
         """Names of the fields with a value that is missing or not finite at a time."""
