@@ -443,7 +443,7 @@ class _Told:
     def __init__(self, limits: Limits) -> None:
         self.limits, self.asked = limits, set[Any]()
 
-    def map(self, questions: Any) -> list[Any]:
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
         self.asked |= set(questions)
         return [Traced([self._plan(combination)], None) for combination in questions]
 
@@ -482,7 +482,7 @@ class _Refusing(_Told):
 
     FACTS = {**_Told.FACTS, "adamw": (1, 4)}  # noqa: RUF012
 
-    def map(self, questions: Any) -> list[Any]:
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
         names = [{t.name for t in combination} for combination in questions]
         plans = super().map(questions)
         return ["no" if "bf16" in some and "adamw" not in some else one for some, one in zip(names, plans, strict=True)]
