@@ -39,7 +39,7 @@ from zoo.step import PHASES
 from zoo.tasks.regression import SequenceRegression
 from zoo.tasks.sequence import logits
 from zoo.techniques import registry
-from zoo.tracer import Traced, Tracer
+from zoo.tracer import Traced, Tracer, Whole
 from zoo.training import run
 from zoo.units import GIB, MIB
 
@@ -444,8 +444,9 @@ class _Told:
         self.limits, self.asked = limits, set[Any]()
 
     def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
-        self.asked |= set(questions)
-        return [Traced([self._plan(combination)], None) for combination in questions]
+        combinations = [q.techniques if isinstance(q, Whole) else q for q in questions]
+        self.asked |= set(combinations)
+        return [Traced([self._plan(combination)], None) for combination in combinations]
 
     def _plan(self, combination: Any) -> Plan:
         facts = [self.FACTS.get(t.name, (1, 1)) for t in combination]
