@@ -73,7 +73,7 @@ class Search:
             self._trace(itertools.chain(*self.rungs))
         else:
             self._trace_rung(lowest, look_first=large)
-        chosen = self._choose(lowest, next_=higher[:PROBES])
+        chosen = self._choose(lowest, next_=higher[:1])
         while chosen is None and higher:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self._seen() else 1
@@ -83,7 +83,7 @@ class Search:
                 self._look(itertools.chain(*probes))
             for number, rung in enumerate(some):
                 if self._seen():
-                    ahead = itertools.chain(*probes[number + 1 :])
+                    ahead = itertools.chain(*probes[number + 1 : number + 2])
                     self._trace(probes[number], look_first=large, ahead=ahead)
                 else:
                     self._trace_rung(rung, look_first=large)
@@ -188,12 +188,15 @@ class Search:
             base = left[0]
             flips = {key: [c for c in left if beside(c, key) == beside(base, key)] for key in some}
             first = dict.fromkeys(itertools.chain(*flips.values()))
-            ahead = [c for c in left if c not in first] if some == keys[1:] else []
-            self._trace(first, look_first=look_first, ahead=ahead)
+            if some == keys[1:]:
+                ahead = [c for c in left if c not in first]
+                self._trace(first, look_first=look_first, ahead=ahead, confirming=rung)
+            else:
+                self._trace(first, look_first=look_first)
             for key, combinations in flips.items():
                 self._compare(key, combinations)
             left = self._not_outdone(left)
-        self._trace(left, look_first=look_first)
+        self._trace(left, look_first=look_first, confirming=rung)
         # What has outdone an option elsewhere may be refused here.
         refused = [c for c in rung if c not in left and isinstance(self.answers[self._instead(c)], str)]
         self._trace(refused, look_first=look_first)
@@ -220,11 +223,17 @@ class Search:
                 self.outdone[option(combination, key)] = option(other, key)
 
     def _trace(
-        self, combinations: Iterable[Combination], *, look_first: bool = False, ahead: Iterable[Combination] = ()
+        self,
+        combinations: Iterable[Combination],
+        *,
+        look_first: bool = False,
+        ahead: Iterable[Combination] = (),
+        confirming: Sequence[Combination] = (),
     ) -> None:
         """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit.
 
-        Processes that have nothing else to do begin with those of `ahead`, which are likely to be asked for next.
+        Processes that have nothing else to do begin with those of `ahead`, which are likely to be asked for next, and
+        then to confirm what is the best of the rung `confirming` so far.
         """
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
@@ -239,8 +248,8 @@ class Search:
                     )
             new = [combination for combination in new if combination not in self.answers]
         apart, together = self.corners.divide(new)
-        self._ask(apart, self._worth_tracing(ahead))
-        self._ask([combination for combination in together if not self._splice(combination)])
+        self._ask(apart, self._worth_tracing(ahead), confirming)
+        self._ask([combination for combination in together if not self._splice(combination)], (), confirming)
 
     def _too_much_standing(self, combination: Combination) -> int | None:
         """Bytes of weights and states, where those are known and leave no room."""
@@ -253,10 +262,19 @@ class Search:
         return [combination for combination in new if self.corners.of(combination) is None]
 
     def _ask(
-        self, combinations: Sequence[Combination], ahead: Sequence[Combination] = (), *, whole: bool = False
+        self,
+        combinations: Sequence[Combination],
+        ahead: Sequence[Combination] = (),
+        confirming: Sequence[Combination] = (),
+        *,
+        whole: bool = False,
     ) -> None:
+        if not combinations:
+            return
         questions = [self._question(combination, whole) for combination in combinations]
-        answers = self.workers.map(questions, [self._question(combination, whole) for combination in ahead])
+        likely = self._candidates(confirming)[:1]
+        next_ = [*(self._question(c, whole) for c in ahead), *(q for p in likely for q in self.tracer.to_confirm(p))]
+        answers = self.workers.map(questions, next_)
         for combination, answer in zip(combinations, answers, strict=True):
             assert isinstance(answer, (Traced, str))
             if isinstance(answer, str):
@@ -290,11 +308,15 @@ class Search:
 
     def _choose(self, rung: Sequence[Combination], *, next_: Sequence[Sequence[Combination]] = ()) -> Plan | None:
         """The fastest plan of a rung that fits, confirmed, or None. `next_`: rungs to look into if there is none."""
-        for plan in sorted((plan for plan in self._known(rung) if self.limits.may_fit(plan)), key=preference):
+        for plan in self._candidates(rung):
             confirmed = self._confirm_all([plan], ahead=self._worth_tracing(self._probes(next_)))[0]
             if self.limits.why_not(confirmed) is None:
                 return confirmed
         return None
+
+    def _candidates(self, rung: Sequence[Combination]) -> list[Plan]:
+        """The plans of a rung that may fit, the fastest first."""
+        return sorted((plan for plan in self._known(rung) if self.limits.may_fit(plan)), key=preference)
 
     def _confirm_all(self, plans: Sequence[Plan], *, ahead: Sequence[Combination] = ()) -> list[Plan]:
         """Plans, confirmed, in place of what was known of them."""

@@ -85,7 +85,8 @@ def _row(recipe: str, model: str, device: str) -> Row:
         started = time.perf_counter()
         found.append((decide(job, workload, limits, exhaustive=exhaustive), time.perf_counter() - started))
     (quick, seconds), (thorough, longer) = found
-    traced = len({plan.techniques for plan in quick.considered})
+    known = [r.techniques for r in quick.rejected if r.plan is not None]
+    traced = len({quick.chosen.techniques, *known})
     rungs = [(d.fits, departure(d.chosen.techniques, job)) for d in (quick, thorough)]
     best, mine = thorough.chosen, quick.chosen
     slower = mine.estimate.seconds / best.estimate.seconds if quick.fits else mine.needed_bytes / best.needed_bytes
