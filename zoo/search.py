@@ -109,27 +109,33 @@ class Search:
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
         rung = next(r for r in self.rungs if min(self._seen(), key=_closeness).techniques in r)
         self._trace_rung(rung)
-        while unfinished := self._unfinished():
-            self._ask(unfinished, whole=True)
+        self._finish()
         plans = self._smallest_ones()
         close = [plan for plan in plans[:CLOSE] if self._at_least(plan) <= plans[0].needed_bytes]
         smallest = min(self._confirm_all(close), key=_needs)
-        more = [plan for plan in plans[:CLOSE] if plan not in close and self._at_least(plan) < smallest.needed_bytes]
+        self._finish(smallest.needed_bytes)
+        plans = self._smallest_ones()
+        more = [p for p in plans[:CLOSE] if not p.confirmed and self._at_least(p) < smallest.needed_bytes]
         return self._choose(rung) or min([smallest, *self._confirm_all(more)], key=_needs)
 
     def _smallest_ones(self) -> list[Plan]:
-        """The smallest division of each combination, by the least that it can be.
+        """The smallest division of each combination that was traced to the end, by the least that it can be.
 
         Of one combination the divisions are told apart rightly before they are confirmed.
         """
-        return sorted((min(answer, key=_needs) for answer in self._answers()), key=self._at_least)
+        whole = [answer for answer in self._answers() if not answer[0].ended]
+        return sorted((min(answer, key=_needs) for answer in whole), key=self._at_least)
 
-    def _unfinished(self) -> list[Combination]:
-        """Combinations whose traces have ended early, and which can nevertheless be the smallest."""
-        plans = self._smallest_ones()
-        bound = min((plan.needed_bytes for plan in plans if not plan.ended), default=None)
-        smaller = [p.techniques for p in plans if p.ended and (bound is None or self._at_least(p) <= bound)]
-        return smaller[: 1 if bound is None else CLOSE]
+    def _finish(self, bound: int | None = None) -> None:
+        """Trace to the end what can need less than `bound`, or than all that was traced to the end."""
+        while True:
+            whole = self.plans()
+            below = bound if bound is not None or not whole else min(map(_needs, whole))
+            ended = [min(answer, key=_needs) for answer in self._answers() if answer[0].ended]
+            smaller = [p for p in sorted(ended, key=self._at_least) if below is None or self._at_least(p) <= below]
+            if not smaller:
+                return
+            self._ask([plan.techniques for plan in smaller[: 1 if below is None else CLOSE]], whole=True)
 
     def _at_least(self, plan: Plan) -> int:
         """What a plan needs at least when it is confirmed."""
