@@ -4,8 +4,8 @@
 combination that the techniques themselves allow, predicts the peak of every phase on tensors without storage, takes two
 real steps under torch's profiler, which knows nothing of the prediction, and compares. With ``--results`` every row is
 written to a file (JSON lines) when it is known, and a later call goes on from there. Exit code 1 if a phase of any row
-is further off than 1 %, and than what 16-bit products may take inside their kernels, in no tensor of the program: by that
-the interval of a plan is wider (`zoo.memory.trace`).
+is further off than 1 %, and than what 16-bit products may take inside their kernels, in no tensor of the program: the
+interval of a plan is wider by that (`zoo.memory.trace`).
 """
 
 from __future__ import annotations
