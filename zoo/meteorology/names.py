@@ -130,8 +130,8 @@ VARIABLES = (
 )  # fmt: skip
 
 USUAL: Mapping[str, tuple[float, float]] = {
-    "temperature": (120, 350), "2m_temperature": (180, 330), "2m_dewpoint_temperature": (150, 320),
-    "sea_surface_temperature": (250, 320), "skin_temperature": (170, 350),
+    "temperature": (120, 350), "2m_temperature": (150, 350), "2m_dewpoint_temperature": (120, 350),
+    "sea_surface_temperature": (60, 350), "skin_temperature": (120, 350),  # of seas, some files have 0 for land
     "mean_sea_level_pressure": (85_000, 110_000), "surface_pressure": (40_000, 110_000),
     "specific_humidity": (-0.001, 0.04), "relative_humidity": (-5, 150),
     "total_cloud_cover": (-0.1, 1.1), "land_sea_mask": (-0.1, 1.1),
