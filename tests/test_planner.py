@@ -504,6 +504,45 @@ def test_an_option_that_is_outdone_is_tried_where_what_outdid_it_is_refused(
     assert (_option(chosen, "precision"), _option(chosen, "checkpointing")) == ("fp32", "block")
 
 
+class _Ending(_Told):
+    """Of what cannot fit only the beginning is known, by which fp32 seems to take less than bf16."""
+
+    FACTS = {"fp32": (2, 1.05), "block": (2, 0.5), "adamw-8bit": (1, 0.7)}  # noqa: RUF012
+    SHARE = {"fp32": 0.72, "bf16": 0.86}  # noqa: RUF012
+
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
+        answers = []
+        for question, traced in zip(questions, super().map(questions), strict=True):
+            (plan,) = traced.plans
+            size = round(plan.peak_bytes * self.SHARE[_option(plan, "precision")])
+            if not isinstance(question, Whole) and size > self.limits.device_bytes:
+                footprint, estimate = Footprint.of(self.limits.device, size), Estimate({"forward": size}, {}, 0.1)
+                plan = replace(plan, footprint=footprint, estimate=estimate, ended="forward", least=size)
+            answers.append(Traced([plan], None))
+        return answers
+
+
+@pytest.mark.parametrize("share", [0.357, 0.3])
+def test_no_rung_is_left_out_for_what_the_beginnings_of_traces_seem_to_say(
+    ladder: Job, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "LARGE", 0)
+    only = {key: ladder.choices[key][:1] for key in ("adapter", "quantization", "offload")}
+    job = replace(ladder, choices={**ladder.choices, **only})
+    limits = replace(limits_of(Budget(device=MIB)), device_bytes=round(share * MIB))
+    told: Any = _Ending(limits)
+    found = Search(job, told, limits, told)
+    chosen = found.run(exhaustive=False)
+    assert any(plan.ended for answer in found.answers.values() for plan in answer if not isinstance(plan, str))
+    assert [_option(chosen, key) for key in ("precision", "checkpointing", "optimizer")] == [
+        "bf16",
+        "block",
+        "adamw-8bit",
+    ]
+    assert chosen.techniques == Search(job, told, limits, told).run(exhaustive=True).techniques
+    assert (limits.why_not(chosen) is None) == (share > 0.35)
+
+
 def test_what_is_refused_of_a_shallow_model_may_be_right_for_a_deep_one(recipes: Recipes) -> None:
     """Shallow models are traced; every third block is one that they must have, or the whole one be asked."""
     changes = {"model": "esm2_t6_8m", "checkpoint": "random", "techniques": {"checkpointing": {"block": {"every": 3}}}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from zoo.memory.devices import Device
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import Estimate
 from zoo.step import PHASES, describe
-from zoo.techniques import Technique
+from zoo.techniques import Technique, registry
 from zoo.units import MIB, format_bytes
 
 SLACK = 0.05
@@ -136,6 +136,27 @@ def with_least(plan: Plan, limits: Limits) -> Plan:
     held = max(sure - max(round(sure * (OTHERWISE_ON_CPU if on_cpu else OTHERWISE)), FEW_BYTES), 0)
     host = held if on_cpu else round(plan.host_bytes / (1 + SLACK))
     return replace(plan, footprint=Footprint.of(limits.device, held), host_bytes=host)
+
+
+def preference(plan: Plan) -> tuple[float, int, int]:
+    """The fastest; of equally fast ones that with fewer divisions, and with the options that are listed first."""
+    listed = sum(registry()[t.key].index(type(t)) for t in plan.techniques)
+    return plan.estimate.seconds, -plan.micro_batch_size, listed
+
+
+def best(plans: Sequence[Plan], limits: Limits) -> Plan:
+    """The fastest division of the batch that fits, or the smallest of all."""
+    fitting = [plan for plan in plans if limits.why_not(plan) is None]
+    return min(fitting, key=preference) if fitting else min(plans, key=lambda plan: plan.needed_bytes)
+
+
+def why_not_chosen(plan: Plan, chosen: Plan) -> str:
+    """Why a plan that fits was not taken."""
+    changed = [t for t in plan.techniques if t.exactness == "changes-model" and t not in chosen.techniques]
+    if changed:
+        return "fits, but changes more than is needed"
+    mine, best = (f"{p.estimate.seconds:.3g} s a step" for p in (plan, chosen))
+    return f"fits, but slower: {mine} against {best.removesuffix(' a step')}" if mine != best else "fits, but no faster"
 
 
 @dataclass(frozen=True)

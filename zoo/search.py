@@ -18,9 +18,9 @@ from zoo.errors import InputError
 from zoo.memory.ledger import Record
 from zoo.memory.scaling import Family
 from zoo.memory.workers import Workers
-from zoo.plans import Limits, Plan, Rejected, with_least
+from zoo.plans import Limits, Plan, Rejected, best, preference, why_not_chosen, with_least
 from zoo.resolve import Job
-from zoo.techniques import Technique, registry
+from zoo.techniques import Technique
 from zoo.tracer import Answer, Question, Standing, Traced, Tracer, Whole
 from zoo.units import format_bytes
 
@@ -78,6 +78,7 @@ class Search:
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
             count = PROBES if self._seen() else 1
             some, higher = higher[:count], higher[count:]
+            self._finish(ahead=self._probes(some[:1]))  # by what has ended early the smallest is not known
             probes = [self._smallest_of(rung) for rung in some] if self._seen() else [list(some[0])]
             if large:
                 self._look(itertools.chain(*probes))
@@ -107,16 +108,24 @@ class Search:
             self._trace(hopeless)
         if not self._seen():
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
-        rung = next(r for r in self.rungs if min(self._seen(), key=_closeness).techniques in r)
+        self._finish()
+        rung = next(r for r in self.rungs if min(self.plans(), key=_needs).techniques in r)
         self._trace_rung(rung)
         self._finish()
-        plans = self._smallest_ones()
-        close = [plan for plan in plans[:CLOSE] if self._at_least(plan) <= plans[0].needed_bytes]
-        smallest = min(self._confirm_all(close), key=_needs)
-        self._finish(smallest.needed_bytes)
-        plans = self._smallest_ones()
-        more = [p for p in plans[:CLOSE] if not p.confirmed and self._at_least(p) < smallest.needed_bytes]
-        return self._choose(rung) or min([smallest, *self._confirm_all(more)], key=_needs)
+        smallest = min(self._confirm_all(self._close(self._smallest_ones()[0])), key=_needs)
+        while True:
+            for other in self.rungs:
+                if any(self._at_least(plan) < smallest.needed_bytes for plan in self._known(other)):
+                    self._trace_rung(other)
+            self._finish(smallest.needed_bytes)
+            unknown = [plan for plan in self._close(smallest) if not plan.confirmed]
+            if not unknown:
+                return self._choose(rung) or smallest
+            smallest = min([smallest, *self._confirm_all(unknown)], key=_needs)
+
+    def _close(self, smallest: Plan) -> list[Plan]:
+        """The first few of those that can need as little as `smallest`, which is among them."""
+        return [plan for plan in self._smallest_ones() if self._at_least(plan) <= smallest.needed_bytes][:CLOSE]
 
     def _smallest_ones(self) -> list[Plan]:
         """The smallest division of each combination that was traced to the end, by the least that it can be.
@@ -126,7 +135,7 @@ class Search:
         whole = [answer for answer in self._answers() if not answer[0].ended]
         return sorted((min(answer, key=_needs) for answer in whole), key=self._at_least)
 
-    def _finish(self, bound: int | None = None) -> None:
+    def _finish(self, bound: int | None = None, *, ahead: Sequence[Combination] = ()) -> None:
         """Trace to the end what can need less than `bound`, or than all that was traced to the end."""
         while True:
             whole = self.plans()
@@ -135,7 +144,7 @@ class Search:
             smaller = [p for p in sorted(ended, key=self._at_least) if below is None or self._at_least(p) <= below]
             if not smaller:
                 return
-            self._ask([plan.techniques for plan in smaller[: 1 if below is None else CLOSE]], whole=True)
+            self._ask([p.techniques for p in smaller[: 1 if below is None else CLOSE]], ahead, whole=True)
 
     def _at_least(self, plan: Plan) -> int:
         """What a plan needs at least when it is confirmed."""
@@ -278,8 +287,8 @@ class Search:
         if not combinations:
             return
         questions = [self._question(combination, whole) for combination in combinations]
-        likely = self._candidates(confirming)[:1]
-        next_ = [*(self._question(c, whole) for c in ahead), *(q for p in likely for q in self.tracer.to_confirm(p))]
+        likely = [plan for plan in self._candidates(confirming)[:1] if not plan.confirmed]
+        next_ = [*map(self._question, ahead), *(q for p in likely for q in self.tracer.to_confirm(p))]
         answers = self.workers.map(questions, next_)
         for combination, answer in zip(combinations, answers, strict=True):
             assert isinstance(answer, (Traced, str))
@@ -290,7 +299,7 @@ class Search:
             if answer.family is not None:
                 self.families[combination] = answer.family
 
-    def _question(self, combination: Combination, whole: bool) -> Question:
+    def _question(self, combination: Combination, whole: bool = False) -> Question:
         return Whole(combination) if whole or self.whole else combination
 
     def _splice(self, combination: Combination) -> bool:
@@ -353,7 +362,7 @@ class Search:
         plans = self._seen()
         if not plans:
             return [rung[-1]]
-        known = min(plans, key=_closeness).techniques
+        known = min(self.plans() or plans, key=_closeness).techniques
         seen = {t for plan in plans for t in plan.techniques}
         unknown = dict.fromkeys(t for c in self.standing for t in c if t not in seen)
         alike = [{t for t in known if t.key != other.key} | {other} for other in unknown]
@@ -361,31 +370,10 @@ class Search:
         return list(dict.fromkeys(found))
 
 
-def preference(plan: Plan) -> tuple[float, int, int]:
-    """The fastest; of equally fast ones that with fewer divisions, and with the options that are listed first."""
-    listed = sum(registry()[t.key].index(type(t)) for t in plan.techniques)
-    return plan.estimate.seconds, -plan.micro_batch_size, listed
-
-
-def best(plans: Sequence[Plan], limits: Limits) -> Plan:
-    """The fastest division of the batch that fits, or the smallest of all."""
-    fitting = [plan for plan in plans if limits.why_not(plan) is None]
-    return min(fitting, key=preference) if fitting else min(plans, key=_needs)
-
-
 def _refusals(reasons: Sequence[Sequence[str]]) -> list[str]:
     """Why no combination can be built: what all are refused for, or all reasons where there is no such."""
     everything = list(dict.fromkeys(itertools.chain(*reasons)))
     return [one for one in everything if all(one in some for some in reasons)] or everything
-
-
-def why_not_chosen(plan: Plan, chosen: Plan) -> str:
-    """Why a plan that fits was not taken."""
-    changed = [t for t in plan.techniques if t.exactness == "changes-model" and t not in chosen.techniques]
-    if changed:
-        return "fits, but changes more than is needed"
-    mine, best = (f"{p.estimate.seconds:.3g} s a step" for p in (plan, chosen))
-    return f"fits, but slower: {mine} against {best.removesuffix(' a step')}" if mine != best else "fits, but no faster"
 
 
 def _needs(plan: Plan) -> int:

@@ -12,9 +12,8 @@ import gc
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, Generic, TypeVar
@@ -70,14 +69,13 @@ class Workers(Generic[Argument, Result]):
                 self._stop()
         if self._pool is None:
             return [self.compute(argument) for argument in arguments]
-        deadline = time.monotonic() + PATIENCE
         results: list[Result] = []
         for future, argument in zip(futures, arguments, strict=True):
-            done = _result(future, deadline)
-            if done is not None:
-                deadline = time.monotonic() + PATIENCE
-            elif time.monotonic() >= deadline:
-                self._stop()
+            while self._pool is not None and not future.done():
+                open_ = [one for one in (*futures, *self._begun.values()) if not one.done()]
+                if future in open_ and not wait(open_, PATIENCE, FIRST_COMPLETED).done:
+                    self._stop()
+            done = _result(future)
             results.append(self.compute(argument) if done is None else done[0])
         return results
 
@@ -112,9 +110,9 @@ def _call(argument: Any) -> tuple[Any]:
     return (_compute(argument),)
 
 
-def _result(future: Future[tuple[Any]], deadline: float) -> tuple[Any] | None:
-    """The result in a tuple, or None where there is none."""
+def _result(future: Future[tuple[Any]]) -> tuple[Any] | None:
+    """The result in a tuple, or None where there is none, or none yet."""
     try:
-        return future.result(timeout=max(0.0, deadline - time.monotonic()))
+        return future.result(timeout=0)
     except Exception:  # whatever it was comes again where it is computed again
         return None
