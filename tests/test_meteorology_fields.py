@@ -687,7 +687,7 @@ def _states(path: Path, name: str, unit: str, values: float, level: float | None
         ("z", 50, "m2 s-2", "m", 20500.0),
         ("q", 850, "kg kg-1", "g kg-1", 6.0),
         ("tcc", None, "1", "%", 63.0),
-        ("tp", None, "m", "mm", 2.7),
+        ("tp24h", None, "m", "mm", 2.7),
     ],
 )
 def test_values_in_another_unit_than_the_file_says(
@@ -707,4 +707,21 @@ def test_values_in_another_unit_than_the_file_says(
 
 def test_values_that_are_missing_or_of_no_known_size_are_believed(tmp_path: Path) -> None:
     opened(_states(tmp_path / "a.nc", "t2m", "K", np.nan), ["2m_temperature"]).check_units()
+    opened(_states(tmp_path / "d.nc", "tp", "m", 1.9), ["total_precipitation"]).check_units()  # of a month
     opened(_states(tmp_path / "b.nc", "u10", "m s-1", 1e6), ["10m_u_component_of_wind"]).check_units()
+
+
+def test_units_are_looked_at_in_more_than_the_first_file_and_beside_gaps(tmp_path: Path) -> None:
+    right, wrong = dataset(), dataset()
+    wrong["time"] = wrong["time"] + np.timedelta64(100, "D")
+    for data in (right, wrong):
+        data["t2m"] = data["t2m"] * 0 + 280.0
+        data["t2m"].attrs["units"] = "K"
+    wrong["t2m"][:, 0, 0] = np.nan
+    paths = [write(tmp_path / "a.nc", right), write(tmp_path / "b.nc", wrong)]
+    opened(str(tmp_path / "*.nc"), ["2m_temperature"], broken="skip").check_units()
+    wrong["t2m"] = wrong["t2m"] - 273.15
+    wrong["t2m"].attrs["units"] = "K"
+    write(Path(paths[1]), wrong)
+    with pytest.raises(InputError, match=r"b\.nc: variable t2m has the unit .K.: 2m_temperature would be 6\.85 K on"):
+        opened(str(tmp_path / "*.nc"), ["2m_temperature"], broken="skip").check_units()

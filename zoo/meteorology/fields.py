@@ -6,7 +6,7 @@ Legend of shapes: `T` times, `V` fields, `H` x `W` grid points (latitude x longi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,6 +22,8 @@ from zoo.meteorology.times import TimeAxis
 
 Floats = npt.NDArray[np.float32]
 CACHE_BYTES = 64 * 2**20  # more is slower where it is not needed: fresh pages cost as much as decompressing
+LOOKS = 8
+"""Files whose values are compared with their unit, spread evenly over those that there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,28 +195,38 @@ class Fields:
         return self._constants[place]
 
     def check_units(self) -> None:
-        """Raises `InputError` where the values of the first time cannot be what the unit in the file says.
+        """Raises `InputError` where values cannot be what the unit in their file says, of a file's first time.
 
-        What the recipe says of a unit is believed, and so is a time that cannot be read.
+        At most `LOOKS` files are looked into. What the recipe says of a unit is believed, and so is a time that cannot
+        be read.
         """
-        try:
-            state = self.read(0, nan="allow")
-        except InputError:
-            return
-        problems = []
-        for place, part in self._first_parts().items():
-            between, mean, stored = usual(self.names[place]), float(state[place].mean(dtype=np.float64)), part.stored
-            if between is None or stored.told or not np.isfinite(mean) or between[0] <= mean <= between[1]:
-                continue
-            problems.append(
-                f'{part.path}: variable {stored.variable} has the unit "{stored.unit}": {self.names[place]} would be '
-                f"{mean:.4g} {self.units[self.names[place]]} on average at {self.axis.label(0)}, and on Earth it is "
-                f"between {between[0]:.4g} and {between[1]:.4g}; the values have another unit: correct the file, or "
-                f"say in the recipe's task which, for example files: "
-                f'{{"{PurePosixPath(part.path).name}": {{{stored.variable}: {{unit: UNIT}}}}}} (that is believed)'
-            )
+        firsts = {int(i) for group in self._groups for i in np.unique(group.piece, return_index=True)[1]}
+        looks = sorted(firsts)[:: -(-len(firsts) // LOOKS)] if firsts else []
+        problems = [problem for index in looks for problem in self._implausible(index)]
         if problems:
             raise InputError(problems)
+
+    def _implausible(self, index: int) -> Iterator[str]:
+        """What is wrong with the values of a time."""
+        parts = [part for group in self._groups for part in group.parts[int(group.piece[index])]]
+        parts += [part for part in self._constant_parts.values() if part is not None]
+        try:
+            state = self.read(index, nan="allow")
+        except InputError:
+            return
+        for place, part in {place: part for part in parts for place in part.places}.items():
+            name, stored, values = self.names[place], part.stored, state[place][np.isfinite(state[place])]
+            if (between := usual(name)) is None or stored.told or not len(values):
+                continue
+            if between[0] <= (mean := float(values.mean(dtype=np.float64))) <= between[1]:
+                continue
+            yield (
+                f'{part.path}: variable {stored.variable} has the unit "{stored.unit}": {name} would be {mean:.4g} '
+                f"{self.units[name]} on average at {self.axis.label(index)}, and on Earth it is between "
+                f"{between[0]:.4g} and {between[1]:.4g}; the values have another unit, or are anomalies: correct the "
+                f"file, or say the unit in the recipe's task, for example files: "
+                f'{{"{PurePosixPath(part.path).name}": {{{stored.variable}: {{unit: UNIT}}}}}} (that is believed)'
+            )
 
     def broken_fields(self, index: int) -> list[str]:
         """Names of the fields with a value that is missing or not finite at a time."""

@@ -130,13 +130,12 @@ VARIABLES = (
 )  # fmt: skip
 
 USUAL: Mapping[str, tuple[float, float]] = {
-    "temperature": (120, 350), "2m_temperature": (150, 350), "2m_dewpoint_temperature": (120, 350),
-    "sea_surface_temperature": (60, 350), "skin_temperature": (120, 350),  # of seas, some files have 0 for land
-    "mean_sea_level_pressure": (85_000, 110_000), "surface_pressure": (40_000, 110_000),
-    "specific_humidity": (-0.001, 0.04), "relative_humidity": (-5, 150),
+    "temperature": (90, 350), "2m_temperature": (150, 350), "2m_dewpoint_temperature": (120, 350),
+    "sea_surface_temperature": (40, 350), "skin_temperature": (120, 350),  # of seas, some files have 0 for land
+    "mean_sea_level_pressure": (85_000, 110_000), "surface_pressure": (30_000, 110_000),
+    "specific_humidity": (-0.001, 0.04), "relative_humidity": (-5, 200),
     "total_cloud_cover": (-0.1, 1.1), "land_sea_mask": (-0.1, 1.1),
-    "total_precipitation": (-0.01, 0.3), "total_precipitation_6hr": (-0.01, 0.3),
-    "total_precipitation_24hr": (-0.01, 0.3),
+    "total_precipitation_6hr": (-0.01, 0.3), "total_precipitation_24hr": (-0.01, 0.6),
 }  # fmt: skip
 """Between what the mean over a region somewhere on Earth lies, in the table's units: wide enough for any weather, not
 for values in another unit than the file says."""
@@ -146,13 +145,13 @@ def usual(field: str) -> tuple[float, float] | None:
     """Between what the mean of a field lies anywhere on Earth, where that is known.
 
     A geopotential is near that of the standard atmosphere of its level (ISO 2533, with one lapse rate): 0.6 to 1.4 of
-    it, and 600 m.
+    it, and a kilometre.
     """
     variable, level = parse_field(field)
     if variable == "geopotential" and level is not None:
         height = 288.15 / 0.0065 * (1 - (level / 1013.25) ** 0.190263) if level >= 226.3 else None
         height = 11_000 + 6341.6 * math.log(226.32 / level) if height is None else height
-        return GRAVITY * (0.6 * height - 600), GRAVITY * (1.4 * height + 600)
+        return GRAVITY * (0.6 * height - 1000), GRAVITY * (1.4 * height + 1000)
     return USUAL.get(variable)
 
 
