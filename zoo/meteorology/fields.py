@@ -214,7 +214,7 @@ class Fields:
             state = self.read(index, nan="allow")
         except InputError:
             return
-        for place, part in {place: part for part in parts for place in part.places}.items():
+        for place, part in {place: found for found in parts for place in found.places}.items():
             name, stored, values = self.names[place], part.stored, state[place][np.isfinite(state[place])]
             if (between := usual(name)) is None or stored.told or not len(values):
                 continue
