@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.data.prepare import Data
 from zoo.meteorology.forecasting import Forecast
-from zoo.meteorology.names import parse_field, variable_named
+from zoo.meteorology.names import parse_field, usual, variable_named
 from zoo.meteorology.source import COMPUTED
 from zoo.recipe_file import read_recipe
 from zoo.resolve import Job, resolve
@@ -65,7 +65,10 @@ def waves(
 
 
 def fields(names: Sequence[str], rows: int, columns: int, times: int = 24, dtype: Any = np.float32) -> xr.Dataset:
-    """Six-hourly noise for any fields by name, all of a variable's levels in one array, on a global grid."""
+    """Six-hourly noise for any fields by name, all of a variable's levels in one array, on a global grid.
+
+    Where it is known how large a field is on Earth, it is about that large.
+    """
     wanted: dict[str, set[float]] = {}
     for name in names:
         variable, level = parse_field(name)
@@ -81,7 +84,12 @@ def fields(names: Sequence[str], rows: int, columns: int, times: int = 24, dtype
         shape = [n for d, n in (("time", times), ("level", len(levels)), ("latitude", rows), ("longitude", columns))
                  if d in dims]  # fmt: skip
         unit = variable_named(name).unit
-        data[name] = (dims[still:], draw.random(shape[still:], dtype=np.float32).astype(dtype), {"units": unit})
+        values = draw.random(shape[still:], dtype=np.float32)
+        for at, field in enumerate([f"{name}_{level:g}" for level in levels] if mine else [name]):
+            if between := usual(field):
+                some = values[:, at] if mine else values
+                some[...] = between[0] + (0.4 + 0.2 * some) * (between[1] - between[0])
+        data[name] = (dims[still:], values.astype(dtype), {"units": unit})
     level = {"level": ("level", levels, {"units": "hPa"})} if levels else {}
     return xr.Dataset(data, {**like.coords, **level})
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.card import ModelCard
 from zoo.domain import Batch, find_model
 from zoo.meteorology.forecasting import Forecast
-from zoo.meteorology.names import GRAVITY, identify
+from zoo.meteorology.names import GRAVITY, identify, usual
 from zoo.meteorology.prithvi import library
 from zoo.meteorology.released import PRITHVI, PRITHVI_STATIC
 from zoo.step import Setup
@@ -175,8 +175,13 @@ def climatology(folder: Path, days: range, seed: int = 1) -> str:
 
 
 def values(draw: Any, name: str, *shape: int) -> Any:
-    """Noise about a mean, both of a size of the variable's own, on the grid with the row at the north pole."""
-    size = 10.0 ** (sum(map(ord, name)) % 7 - 3)
+    """Noise about a mean, both of a size of the variable's own, on the grid with the row at the north pole.
+
+    Where it is known how large a variable is on Earth, the mean is.
+    """
+    known = identify(name, {}, on_levels=name in facts()["vertical_vars"], height_m=None)
+    between = usual(known.name) if known else None
+    size = 10.0 ** (sum(map(ord, name)) % 7 - 3) if between is None else sum(between) / 4
     return (size * (2 + draw.normal(size=(*shape, GRID[0] + 1, GRID[1])))).astype(np.float32)
 
 

@@ -202,12 +202,14 @@ class Fields:
         """
         firsts = {int(i) for group in self._groups for i in np.unique(group.piece, return_index=True)[1]}
         looks = sorted(firsts)[:: -(-len(firsts) // LOOKS)] if firsts else []
-        problems = [problem for index in looks for problem in self._implausible(index)]
+        problems: dict[str, str] = {}
+        for variable, problem in (found for index in looks for found in self._implausible(index)):
+            problems.setdefault(variable, problem)
         if problems:
-            raise InputError(problems)
+            raise InputError(list(problems.values()))
 
-    def _implausible(self, index: int) -> Iterator[str]:
-        """What is wrong with the values of a time."""
+    def _implausible(self, index: int) -> Iterator[tuple[str, str]]:
+        """Variables with what is wrong with their values at a time."""
         parts = [part for group in self._groups for part in group.parts[int(group.piece[index])]]
         parts += [part for part in self._constant_parts.values() if part is not None]
         try:
@@ -221,11 +223,12 @@ class Fields:
             if between[0] <= (mean := float(values.mean(dtype=np.float64))) <= between[1]:
                 continue
             yield (
+                stored.variable,
                 f'{part.path}: variable {stored.variable} has the unit "{stored.unit}": {name} would be {mean:.4g} '
                 f"{self.units[name]} on average at {self.axis.label(index)}, and on Earth it is between "
                 f"{between[0]:.4g} and {between[1]:.4g}; the values have another unit, or are anomalies: correct the "
                 f"file, or say the unit in the recipe's task, for example files: "
-                f'{{"{PurePosixPath(part.path).name}": {{{stored.variable}: {{unit: UNIT}}}}}} (that is believed)'
+                f'{{"{PurePosixPath(part.path).name}": {{{stored.variable}: {{unit: UNIT}}}}}} (that is believed)',
             )
 
     def broken_fields(self, index: int) -> list[str]:
