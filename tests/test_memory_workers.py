@@ -55,37 +55,6 @@ def test_with_one_core_no_process_is_made(monkeypatch: pytest.MonkeyPatch) -> No
     assert spread(lambda i: os.getpid(), 3) == [os.getpid()] * 3
 
 
-def test_what_is_begun_ahead_is_not_computed_again() -> None:
-    def compute(i: int) -> tuple[int, float]:
-        time.sleep(0.05)
-        return i, time.monotonic()
-
-    with Workers(compute) as pool:
-        first = pool.map([0], ahead=[1, 2, 3])
-        time.sleep(0.5)
-        asked = time.monotonic()
-        later = pool.map([3, 4, 1], ahead=[2])
-        assert [i for i, _ in [*first, *later]] == [0, 3, 4, 1]
-        assert [done < asked for _, done in later] == [True, False, True]
-        again = pool.map([3])
-    assert again[0][1] > asked, "an answer is given once"
-    assert spread(lambda i: i, 2) == [0, 1]
-
-
-def test_what_is_begun_ahead_is_computed_here_where_its_process_is_killed() -> None:
-    here = os.getpid()
-
-    def compute(i: int) -> int:
-        if os.getpid() != here and i > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return i
-
-    with Workers(compute) as pool:
-        pool.map([0], ahead=[1, 2])
-        assert pool.map([1, 2, 3], ahead=[4]) == [1, 2, 3]
-        assert pool.map([4]) == [4]
-
-
 def test_an_error_is_raised_here_and_no_process_is_left() -> None:
     def compute(i: int) -> int:
         if i == 7:

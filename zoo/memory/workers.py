@@ -12,15 +12,16 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, Generic, TypeVar
 
 import torch
 
-Argument = TypeVar("Argument", bound=Hashable)
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 MOST = 8
@@ -44,7 +45,6 @@ class Workers(Generic[Argument, Result]):
         self.compute = compute
         self._count = min(_cores(), MOST)
         self._pool: ProcessPoolExecutor | None = None
-        self._begun: dict[Argument, Future[tuple[Any]]] = {}
 
     def __enter__(self) -> Workers[Argument, Result]:
         global _compute
@@ -57,25 +57,24 @@ class Workers(Generic[Argument, Result]):
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def map(self, arguments: Sequence[Argument], ahead: Iterable[Argument] = ()) -> list[Result]:
-        """The results, in order. Processes that have nothing else to do begin with what may be asked next, `ahead`."""
+    def map(self, arguments: Sequence[Argument], ahead: Sequence[Argument] = ()) -> list[Result]:
+        """The results, in order. `ahead` may be asked next: nothing is begun with it yet."""
         futures: list[Future[tuple[Any]]] = []
         if self._pool is not None:
             try:
-                begun, submit = self._begun, self._pool.submit
-                futures = [begun.pop(a) if a in begun else submit(_call, a) for a in arguments]
-                begun.update((a, submit(_call, a)) for a in ahead if a not in begun)
+                futures = [self._pool.submit(_call, argument) for argument in arguments]
             except BrokenProcessPool:  # a process was killed while it had nothing to do
                 self._stop()
         if self._pool is None:
             return [self.compute(argument) for argument in arguments]
+        deadline = time.monotonic() + PATIENCE
         results: list[Result] = []
         for future, argument in zip(futures, arguments, strict=True):
-            while self._pool is not None and not future.done():
-                open_ = [one for one in (*futures, *self._begun.values()) if not one.done()]
-                if future in open_ and not wait(open_, PATIENCE, FIRST_COMPLETED).done:
-                    self._stop()
-            done = _result(future)
+            done = _result(future, deadline)
+            if done is not None:
+                deadline = time.monotonic() + PATIENCE
+            elif time.monotonic() >= deadline:
+                self._stop()
             results.append(self.compute(argument) if done is None else done[0])
         return results
 
@@ -110,9 +109,9 @@ def _call(argument: Any) -> tuple[Any]:
     return (_compute(argument),)
 
 
-def _result(future: Future[tuple[Any]]) -> tuple[Any] | None:
-    """The result in a tuple, or None where there is none, or none yet."""
+def _result(future: Future[tuple[Any]], deadline: float) -> tuple[Any] | None:
+    """The result in a tuple, or None where there is none."""
     try:
-        return future.result(timeout=0)
+        return future.result(timeout=max(0.0, deadline - time.monotonic()))
     except Exception:  # whatever it was comes again where it is computed again
         return None
