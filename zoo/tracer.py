@@ -53,15 +53,9 @@ class Whole:
 class Steps:
     """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
 
-    techniques: tuple[Technique, ...]
-    micro_batch_size: int
-    accumulation_steps: int
+    plan: Plan
     depth: int | None
     steps: int
-
-    @classmethod
-    def of(cls, plan: Plan, depth: int | None, steps: int) -> Steps:
-        return cls(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, depth, steps)
 
 
 @dataclass(frozen=True)
@@ -190,11 +184,11 @@ class Tracer:
         """What has to be traced to confirm a plan: its model, or three shallow ones where it is deep."""
         period = math.lcm(*(t.period for t in plan.techniques))
         if self.depth is None or self.depth <= max(FULL_TRACE_DEPTH, DEEP[-1] * period):
-            return [Steps.of(plan, None, 2)]
+            return [Steps(plan, None, 2)]
         least = max(DEEP[0], period)  # of a shorter stack not every part of the pattern would be there
         first = least + (self.depth - least) % period
         steps = 1 if self.kind is None else 2
-        return [Steps.of(plan, depth, steps) for depth in (first, first + period, first + 2 * period)]
+        return [Steps(plan, depth, steps) for depth in (first, first + period, first + 2 * period)]
 
     def confirmed(self, plan: Plan, records: Sequence[Record]) -> Plan:
         """The plan with the peaks of the traces that `to_confirm` asks for."""
@@ -204,7 +198,7 @@ class Tracer:
             try:
                 record = deepen(records, [question.depth or 0 for question in asked], self.depth)
             except Irregular:
-                record, steps = self._steps(Steps.of(plan, None, 2)), 2
+                record, steps = self._steps(Steps(plan, None, 2)), 2
         size, count = plan.micro_batch_size, plan.accumulation_steps
         if self.kind is None:
             exact = Family(Tape.of(record), None, 0).estimate(0, size, max(count, steps), self.rates)
@@ -221,12 +215,12 @@ class Tracer:
 
     def _steps(self, question: Steps) -> Record:
         """Steps of the plan's very batch; for one step, the optimizer's states are made before it."""
-        card, techniques = self.job.card, question.techniques
+        plan, card = question.plan, self.job.card
         card = card if question.depth is None else card.shallow(question.depth)
-        size, count = question.micro_batch_size, _shown(techniques, question.accumulation_steps)
+        size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
         tokens = tuple(self.workload.longest(number * size) for number in range(count))
         return self._trace(
-            techniques, card, size, count, self.confirming, costs=False, steps=question.steps, tokens=tokens
+            plan.techniques, card, size, count, self.confirming, costs=False, steps=question.steps, tokens=tokens
         )
 
     def _standing(self, techniques: tuple[Technique, ...]) -> int:

@@ -57,8 +57,8 @@ class Workers(Generic[Argument, Result]):
     def __exit__(self, *exception: object) -> None:
         self._stop()
 
-    def map(self, arguments: Sequence[Argument], ahead: Sequence[Argument] = ()) -> list[Result]:
-        """The results, in order. `ahead` may be asked next: nothing is begun with it yet."""
+    def map(self, arguments: Sequence[Argument]) -> list[Result]:
+        """The results, in order."""
         futures: list[Future[tuple[Any]]] = []
         if self._pool is not None:
             try:
