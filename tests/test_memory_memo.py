@@ -53,8 +53,8 @@ def _combinations() -> list[dict[str, Technique]]:
 
 
 def _without_memo(*args: Any, **options: Any) -> Record:
-    plain = trace._HostLedger
-    with mock.patch.object(trace, "_HostLedger", lambda **given: plain(**{**given, "memoise": False})):
+    plain = trace._MetaHostLedger
+    with mock.patch.object(trace, "_MetaHostLedger", lambda **given: plain(**{**given, "memoise": False})):
         return predicted(*args, **options)
 
 

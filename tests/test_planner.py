@@ -457,7 +457,7 @@ class _Told:
     def to_confirm(self, plan: Plan) -> list[Any]:
         return []
 
-    def confirmed(self, plan: Plan, records: Any) -> Plan:
+    def confirmed(self, plan: Plan, records: Any, ask: Any) -> Plan:
         return replace(plan, confirmed=True)
 
 

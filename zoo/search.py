@@ -67,13 +67,13 @@ class Search:
         self.whole = exhaustive
         lowest, *higher = self.rungs
         large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
-        if large:
-            self._look(itertools.chain(lowest, *higher[:PROBES]))
         if exhaustive:
             self._trace(itertools.chain(*self.rungs))
         else:
             self._trace_rung(lowest, look_first=large)
         chosen = self._choose(lowest)
+        if large and chosen is None:
+            self._look(itertools.chain(*higher[:PROBES]))
         while chosen is None and higher:
             self._finish()  # by what has ended early the smallest is not known
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
@@ -101,7 +101,10 @@ class Search:
             for combination in hopeless:
                 if self.standing.pop(combination, None) is not None:
                     del self.answers[combination]
-            self._trace(hopeless)
+            if self.plans():
+                self._trace(self._smallest_of(hopeless))
+            else:
+                self._trace_rung(hopeless)
         if not self._seen():
             raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
         self._finish()
@@ -294,7 +297,7 @@ class Search:
         ]
 
     def _confirmed(self, plan: Plan, answers: Sequence[Answer]) -> Plan:
-        confirmed = self.tracer.confirmed(plan, [answer for answer in answers if isinstance(answer, Record)])
+        confirmed = self.tracer.confirmed(plan, _records(answers), lambda asked: _records(self.workers.map(asked)))
         before = self.answers[plan.techniques]
         assert not isinstance(before, str)
         size = plan.micro_batch_size
@@ -321,6 +324,10 @@ def _refusals(reasons: Sequence[Sequence[str]]) -> list[str]:
     """Why no combination can be built: what all are refused for, or all reasons where there is no such."""
     everything = list(dict.fromkeys(itertools.chain(*reasons)))
     return [one for one in everything if all(one in some for some in reasons)] or everything
+
+
+def _records(answers: Sequence[Answer]) -> list[Record]:
+    return [answer for answer in answers if isinstance(answer, Record)]
 
 
 def _needs(plan: Plan) -> int:

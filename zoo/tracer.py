@@ -30,6 +30,8 @@ SHALLOW = (2, 3)
 """Depths of the two shallow models that tell any depth: the first has an own first and last block."""
 FULL_TRACE_DEPTH = 12
 """Models up to this depth are confirmed by a trace of their own, deeper ones by one put together from shallow ones."""
+ALIKE = 4096
+"""Bytes by which the peaks of two worlds may differ: constants that one of them copies to the device."""
 
 OVERFLOWS = 2**57
 """Bytes of a batch from which on an activation is likely to be beyond the 2^63 that a tensor can have."""
@@ -56,6 +58,7 @@ class Steps:
     plan: Plan
     depth: int | None
     steps: int
+    world: World
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ Answer = Traced | int | Record | str
 class Tracer:
     """Traces combinations of techniques, each only once, in the world of the budget's device.
 
-    For the CPU the search runs on plain meta tensors, and the chosen plan is confirmed by fake CPU tensors, which
-    choose the very kernels of the CPU. For an accelerator both run on meta tensors with its kernels.
+    For the CPU all runs on meta tensors, and fake CPU tensors, which choose the very kernels of the CPU, have the last
+    word on a plan: of the whole model, or of a shallow one where meta tensors are found to agree with them on it. For
+    an accelerator all runs on meta tensors with its kernels.
     """
 
     def __init__(self, job: Job, workload: Workload, limits: Limits, *, divided: bool = True) -> None:
@@ -91,8 +95,7 @@ class Tracer:
         on_cpu = limits.device.name == "cpu"
         self.rates = limits.device.rates_for()
         self.kind = None if on_cpu else Kind.of(limits.device)
-        self.searching: World = "meta" if on_cpu else "accelerator"
-        self.confirming: World = "fake" if on_cpu else "accelerator"
+        self.world: World = "meta" if on_cpu else "accelerator"
         depth = None if job.card.depth is None else int(job.card.config[job.card.depth])
         self.divided = divided
         self._many: int | None = None
@@ -102,7 +105,7 @@ class Tracer:
     def warm_up(self) -> None:
         """Import what building and tracing the model imports, once for all processes that will do it."""
         self._plain(())
-        if self.confirming == "fake":
+        if self.kind is None:
             before_fakes()
 
     def _plain(self, techniques: tuple[Technique, ...]) -> Setup:
@@ -156,9 +159,9 @@ class Tracer:
         try:
             if all(t.affine for t in techniques):
                 return self._read(techniques, self._family(techniques, whole))
-            found = [self._full(techniques, r, n, self.searching, steps=1, shallow=True) for r, n in divisions]
+            found = [self._full(techniques, r, n, self.world, steps=1, shallow=True) for r, n in divisions]
         except Irregular:
-            found = [self._full(techniques, size, n, self.searching, steps=1) for size, n in divisions]
+            found = [self._full(techniques, size, n, self.world, steps=1) for size, n in divisions]
         return Traced([self._plan(techniques, *d, e) for d, e in zip(divisions, found, strict=True)], None)
 
     def _read(self, techniques: tuple[Technique, ...], family: Family) -> Traced:
@@ -178,27 +181,58 @@ class Tracer:
 
     def confirm(self, plan: Plan) -> Plan:
         """The plan with the peaks of a trace of exactly its batch, replayed through the allocator of an accelerator."""
-        return self.confirmed(plan, [self._steps(steps) for steps in self.to_confirm(plan)])
+
+        def ask(asked: Sequence[Steps]) -> list[Record]:
+            return [self._steps(question) for question in asked]
+
+        return self.confirmed(plan, ask(self.to_confirm(plan)), ask)
 
     def to_confirm(self, plan: Plan) -> list[Steps]:
-        """What has to be traced to confirm a plan: its model, or three shallow ones where it is deep."""
+        """What has to be traced to confirm a plan."""
+        if (depth := self._vouching(plan)) is None:
+            return self._very_batch(plan, self.world if self.kind else "fake")
+        # The longest trace comes first, so that the others run beside it.
+        return [Steps(plan, depth, 1, "fake"), Steps(plan, depth, 1, "meta"), *self._very_batch(plan, "meta")]
+
+    def _vouching(self, plan: Plan) -> int | None:
+        """Depth of the model on which meta tensors have to agree with those of the CPU, None where it must be whole."""
+        if self.kind is not None or self.depth is None:
+            return None
+        depth = self._first(plan.techniques, SHALLOW[0])
+        return depth if depth < self.depth else None
+
+    def _first(self, techniques: tuple[Technique, ...], least: int) -> int:
+        """The first depth from `least` on that shows all of the pattern in which blocks are treated."""
+        period = math.lcm(*(t.period for t in techniques))
+        first = max(least, period)  # of a shorter stack not every part of the pattern would be there
+        return first + ((self.depth or 0) - first) % period
+
+    def _very_batch(self, plan: Plan, world: World) -> list[Steps]:
+        """The plan's model, or three shallow ones where it is deep, with the plan's batch."""
         period = math.lcm(*(t.period for t in plan.techniques))
         if self.depth is None or self.depth <= max(FULL_TRACE_DEPTH, DEEP[-1] * period):
-            return [Steps(plan, None, 2)]
-        least = max(DEEP[0], period)  # of a shorter stack not every part of the pattern would be there
-        first = least + (self.depth - least) % period
+            return [Steps(plan, None, 2, world)]
+        first = self._first(plan.techniques, DEEP[0])
         steps = 1 if self.kind is None else 2
-        return [Steps(plan, depth, steps) for depth in (first, first + period, first + 2 * period)]
+        return [Steps(plan, depth, steps, world) for depth in (first, first + period, first + 2 * period)]
 
-    def confirmed(self, plan: Plan, records: Sequence[Record]) -> Plan:
-        """The plan with the peaks of the traces that `to_confirm` asks for."""
+    def confirmed(
+        self, plan: Plan, records: Sequence[Record], ask: Callable[[Sequence[Steps]], Sequence[Record]]
+    ) -> Plan:
+        """The plan with the peaks of the traces that `to_confirm` asks for; `ask` traces more where they disagree."""
         asked = self.to_confirm(plan)
+        if self._vouching(plan) is not None:
+            (real, stand_in), records, asked = records[:2], records[2:], asked[2:]
+            if not _alike(real, stand_in):
+                asked = self._very_batch(plan, "fake")
+                records = ask(asked)
         record, steps = records[0], asked[0].steps
         if len(asked) > 1 and self.depth is not None:
             try:
                 record = deepen(records, [question.depth or 0 for question in asked], self.depth)
             except Irregular:
-                record, steps = self._steps(Steps(plan, None, 2)), 2
+                whole = replace(asked[0], depth=None, steps=2)
+                (record,), steps = ask([whole]), whole.steps
         size, count = plan.micro_batch_size, plan.accumulation_steps
         if self.kind is None:
             exact = Family(Tape.of(record), None, 0).estimate(0, size, max(count, steps), self.rates)
@@ -220,13 +254,13 @@ class Tracer:
         size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
         tokens = tuple(self.workload.longest(number * size) for number in range(count))
         return self._trace(
-            plan.techniques, card, size, count, self.confirming, costs=False, steps=question.steps, tokens=tokens
+            plan.techniques, card, size, count, question.world, costs=False, steps=question.steps, tokens=tokens
         )
 
     def _standing(self, techniques: tuple[Technique, ...]) -> int:
         """Bytes of weights and optimizer states: what a step finds before its first operation."""
         cards, place = self._shallow(techniques, least=1)
-        found = [self._trace(techniques, card, 1, 1, self.searching, costs=False, steps=0).alive() for card in cards]
+        found = [self._trace(techniques, card, 1, 1, self.world, costs=False, steps=0).alive() for card in cards]
         return found[0] + (place - SHALLOW[0]) * (found[1] - found[0]) if len(found) > 1 else found[0]
 
     def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:
@@ -262,7 +296,7 @@ class Tracer:
 
         cards = self._shallow(techniques)[0]
         enough = None if whole or len(cards) > 1 else too_much
-        records = [self._trace(techniques, card, many, 2, self.searching, costs=True, enough=enough) for card in cards]
+        records = [self._trace(techniques, card, many, 2, self.world, costs=True, enough=enough) for card in cards]
         tapes = [Tape.of(record, many=many) for record in records]
         return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
@@ -292,7 +326,7 @@ class Tracer:
         cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
         shown = _shown(techniques, count)
         tapes = [
-            Tape.of(self._trace(techniques, card, size, shown, world, costs=world == self.searching, steps=steps))
+            Tape.of(self._trace(techniques, card, size, shown, world, costs=world == self.world, steps=steps))
             for card in cards
         ]
         family = Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
@@ -327,6 +361,12 @@ class Tracer:
 
         with reproducible():  # as training runs
             return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind, enough=enough)
+
+
+def _alike(one: Record, other: Record) -> bool:
+    """Whether two records say the same of every phase, and of what kernels take beside tensors."""
+    mine, others = ({**record.peaks(), "": record.beyond()} for record in (one, other))
+    return mine.keys() == others.keys() and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
 
 
 def _halvings(count: int) -> list[int]:

@@ -121,15 +121,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
             return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
         known = memo.operation(func)
-        if self._memoise:
-            out, cost = memo.run(known, args, kwargs or {})
-        else:
-            out, cost = func(*args, **(kwargs or {})), None
+        out, cost = self._run(known, args, kwargs or {})
         for tensor in tensors_in(out):
             self._see(tensor)
         if self._count_costs and self._phase != OUTSIDE and not known.view:
             self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
         return out
+
+    def _run(self, known: memo.Operation, args: Any, kwargs: Any) -> tuple[Any, Cost | None]:
+        """What an operation returns, and its cost where that is known."""
+        return memo.run(known, args, kwargs) if self._memoise else (known.func(*args, **kwargs), None)
 
     def _see(self, tensor: torch.Tensor) -> int:
         """Index of the tensor's storage, counted now if it is new."""

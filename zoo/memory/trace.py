@@ -1,8 +1,9 @@
 """Running code on tensors without storage, under a ledger.
 
 Three worlds without storage are used. *Fake CPU tensors* choose the very kernels that the CPU runs, so their ledger
-equals a real run to the byte; they confirm a plan for the CPU. *meta tensors* cost half as much to run and are used to
-search; the few places where the CPU's choice of kernel differs are bridged here, each with its source. In the world
+equals a real run to the byte. *meta tensors* cost a fifth as much to run and are used to search; the few places where
+the CPU's choice of kernel differs are bridged here, each with its source, and fake tensors have the last word on them
+before a plan is confirmed (see `zoo.tracer`). In the world
 *accelerator* meta tensors stand for those of a GPU, with what differs there (see `zoo.memory.accelerator`).
 """
 
@@ -30,6 +31,7 @@ from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.leaves import tensors_in
 from zoo.memory.ledger import Ledger, Record
+from zoo.memory.roofline import Cost
 from zoo.memory.values import Values
 from zoo.step import Phase, Setup, train_step
 
@@ -57,7 +59,8 @@ def _attention(
     ``attention.cpp`` (boolean masks become additive ones of the query's type).
     """
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.where(attn_mask, 0.0, -math.inf).to(query.dtype)
+        open_, shut = (torch.scalar_tensor(v, dtype=query.dtype, device=query.device) for v in (0.0, -math.inf))
+        attn_mask = torch.where(attn_mask, open_, shut)
     if dropout_p == 0.0 and query.ndim == 4 and not enable_gqa:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out: torch.Tensor = flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
@@ -82,6 +85,17 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
         if memo.operation(func).name in kernels.PRODUCTS and out.element_size() == 2:
             self.record.inside.append((len(self.record.events), _inside_a_product(tensors_in(args)[-2:], out)))
         return out
+
+
+class _MetaHostLedger(_HostLedger):  # type: ignore[no-untyped-call]
+    """A ledger under which meta tensors are made as a CPU makes its own."""
+
+    def _run(self, known: memo.Operation, args: Any, kwargs: Any) -> tuple[Any, Cost | None]:
+        out, cost = super()._run(known, args, kwargs)
+        if known.name == "aten::native_layer_norm" and args[0].element_size() == 2:
+            # its statistics are of the input's type (torch 2.13, ``torch/_refs/__init__.py``, native_layer_norm)
+            return (out[0], *(torch.empty_like(statistic, dtype=args[0].dtype) for statistic in out[1:])), None
+        return out, cost
 
 
 PACKED = 4 * 2**20
@@ -215,7 +229,7 @@ def without_storage(
             stack.enter_context(mock.patch.object(torch.cuda, "empty_cache", watching.empty_cache))
             stack.enter_context(mock.patch.object(torch.cuda, "synchronize"))
         elif world == "meta":
-            ledger = _HostLedger(count_costs=count_costs, memoise=True)
+            ledger = _MetaHostLedger(count_costs=count_costs, memoise=True)
             stack.enter_context(_fused_optimizers_on_meta())
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
         else:
