@@ -224,6 +224,12 @@ def test_a_host_that_is_too_small_is_the_limit_that_is_named(zoo: Zoo, recipes: 
     assert re.search(r"does not fit: [\d.]+ MiB predicted of 1\.00 MiB\s\(budget\.host\)", said.out)
 
 
+def test_a_budget_that_is_given_is_all_of_the_memory_of_a_cpu(zoo: Zoo, recipes: Recipes) -> None:
+    path = recipes.write({"budget.host": "1MiB"})
+    assert zoo("plan", path, "--budget", "2GiB").code == 0
+    assert zoo("plan", path, "--budget", "2GiB", "--set", "budget.host=1MiB").code == 1
+
+
 @pytest.mark.parametrize(
     ("option", "what"), [("budget", "an amount such as 8GiB"), ("gpu", "a device's name, or auto")]
 )

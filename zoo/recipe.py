@@ -116,6 +116,11 @@ class Budget(Frozen):
             raise ValueError("give either device (bytes) or gpu (a name), not both")
         return self
 
+    @property
+    def host_is_less(self) -> bool:
+        """Whether the device is this machine's and may have more than the host."""
+        return self.gpu is None and self.host is not None and self.device is not None and self.host < self.device
+
 
 class Train(Frozen):
     """How to train. Either `epochs` or `max_steps`; a step is one optimizer update on `global_batch_size` rows."""

@@ -56,7 +56,8 @@ def load_job(
 ) -> Job:
     """Read a recipe and look up its names. Raises `InputError` with the problems of both, in the order of the file.
 
-    `budget`, `gpu` and `max_steps` override ``budget.device``, ``budget.gpu`` and ``train.max_steps``.
+    `budget`, `gpu` and `max_steps` override ``budget.device``, ``budget.gpu`` and ``train.max_steps``. On a CPU, whose
+    memory is the host's, `budget` overrides ``budget.host`` where the recipe has less.
     """
     if isinstance(overrides, str):
         raise InputError(f"overrides: is one text; give a list of them: [{overrides!r}]")
@@ -67,6 +68,8 @@ def load_job(
     given = [*overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
     try:
         file = read_recipe(path, given)
+        if budget is not None and file.recipe.budget.host_is_less and _on_a_cpu():
+            file = read_recipe(path, [f"budget.host={budget}", *given])  # one that is given by name comes later
     except RecipeError as error:
         problems = list(error.problems)
         if error.usable is not None:
@@ -76,6 +79,12 @@ def load_job(
                 problems += [problem for problem in more.problems if problem not in problems]
         raise InputError(sorted(problems, key=_line)) from None
     return resolve(file)
+
+
+def _on_a_cpu() -> bool:
+    from zoo.memory.devices import detect
+
+    return detect().name == "cpu"
 
 
 def lacks_data(recipe: Recipe) -> bool:
