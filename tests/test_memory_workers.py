@@ -50,6 +50,46 @@ def test_processes_stay_for_the_next_questions() -> None:
         assert set(pool.map(range(9))) & set(pool.map(range(9)))
 
 
+def test_what_may_be_asked_next_is_begun_where_nothing_else_is_to_do(tmp_path: Path) -> None:
+    def compute(i: int) -> int:
+        (tmp_path / str(i)).touch()
+        return os.getpid()
+
+    with Workers(compute) as pool:
+        pool.map([0], ahead=[1, 2, 3, 4])
+        while not all((tmp_path / str(i)).exists() for i in (0, 1, 2)):
+            time.sleep(0.01)
+        assert os.getpid() not in pool.map([2, 1, 2, 5])
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert pool.map([7, 7]), "the same twice"
+        assert not {1, 2, 5} & {int(path.name) for path in tmp_path.iterdir()}
+
+
+def test_what_was_begun_and_is_not_asked_for_is_not_waited_for() -> None:
+    """One process works for long, another is writing more than a pipe holds."""
+
+    def compute(i: int) -> bytes:
+        if i == 1:
+            time.sleep(600)
+        return bytes(2**26 * i)
+
+    started = time.monotonic()
+    with Workers(compute) as pool:
+        assert pool.map([0], ahead=[1, 2]) == [b""]
+        time.sleep(0.5)
+        processes = [process.process.pid for process in pool._processes or ()]
+    assert len(processes) == 3
+    assert time.monotonic() - started < 300
+    assert not any(_runs(process) for process in processes if process is not None)
+
+
+def test_questions_that_cannot_be_pickled_are_answered_here() -> None:
+    pool: Workers[Callable[[], int], int]
+    with Workers(lambda question: question()) as pool:
+        assert pool.map([os.getpid, lambda: os.getpid()])[1] == os.getpid()
+
+
 def test_with_one_core_no_process_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_cores", lambda: 1)
     assert spread(lambda i: os.getpid(), 3) == [os.getpid()] * 3

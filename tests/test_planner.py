@@ -443,7 +443,7 @@ class _Told:
     def __init__(self, limits: Limits) -> None:
         self.limits, self.asked = limits, set[Any]()
 
-    def map(self, questions: Any) -> list[Any]:
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
         combinations = [q.techniques if isinstance(q, Whole) else q for q in questions]
         self.asked |= set(combinations)
         return [Traced([self._plan(combination)], None) for combination in combinations]
@@ -483,7 +483,7 @@ class _Refusing(_Told):
 
     FACTS = {**_Told.FACTS, "adamw": (1, 4)}  # noqa: RUF012
 
-    def map(self, questions: Any) -> list[Any]:
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
         names = [{t.name for t in combination} for combination in questions]
         plans = super().map(questions)
         return ["no" if "bf16" in some and "adamw" not in some else one for some, one in zip(names, plans, strict=True)]
@@ -510,7 +510,7 @@ class _Ending(_Told):
     FACTS = {"fp32": (2, 1.05), "block": (2, 0.5), "adamw-8bit": (1, 0.7)}  # noqa: RUF012
     SHARE = {"fp32": 0.72, "bf16": 0.86}  # noqa: RUF012
 
-    def map(self, questions: Any) -> list[Any]:
+    def map(self, questions: Any, ahead: Any = ()) -> list[Any]:
         answers = []
         for question, traced in zip(questions, super().map(questions), strict=True):
             (plan,) = traced.plans

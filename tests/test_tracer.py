@@ -59,7 +59,7 @@ def _plan(tracer: Tracer, named: str) -> Plan:
 
 def _whole(tracer: Tracer, plan: Plan) -> dict[str, int]:
     """Peaks of the model's own trace on fake tensors."""
-    peaks = tracer._steps(Steps(plan, None, 2, "fake")).peaks()
+    peaks = tracer._steps(Steps.of(plan, None, 2, "fake")).peaks()
     return {phase: peaks[phase] for phase in plan.estimate.peak_by_phase}
 
 

@@ -40,7 +40,8 @@ class Search:
 
     `rungs` are in order of what they change. `answers` and `families` grow as combinations are traced, `looks`
     as their weights and states are counted; `standing` says which of them left no room for anything else, `outdone`
-    by which other option one is outdone. With `whole`, no trace ends before its end.
+    by which other option one is outdone. `closest` is the rung that is looked into now. With `whole`, no trace ends
+    before its end.
     """
 
     job: Job
@@ -54,6 +55,7 @@ class Search:
     outdone: dict[Technique, Technique] = field(default_factory=dict)
     families: dict[Combination, Family] = field(default_factory=dict)
     corners: Corners = field(default_factory=Corners)
+    closest: Sequence[Combination] = ()
     whole: bool = False
 
     def __post_init__(self) -> None:
@@ -71,19 +73,22 @@ class Search:
             self._trace(itertools.chain(*self.rungs))
         else:
             self._trace_rung(lowest, look_first=large)
-        chosen = self._choose(lowest)
+        chosen = self._choose(lowest, next_=higher[:1])
         if large and chosen is None:
             self._look(itertools.chain(*higher[:PROBES]))
         while chosen is None and higher:
-            self._finish()  # by what has ended early the smallest is not known
             # Where nothing is known yet there is nothing to tell the smallest of a rung by.
-            count = PROBES if self.plans() else 1
+            count = PROBES if self._seen() else 1
             some, higher = higher[:count], higher[count:]
-            if self.plans():
-                self._trace(itertools.chain(*map(self._smallest_of, some)), look_first=large)
-            else:
-                self._trace_rung(some[0], look_first=large)
-            for rung in some:
+            probes = [self._smallest_of(rung) for rung in some] if self._seen() else [list(some[0])]
+            if large:
+                self._look(itertools.chain(*probes))
+            for number, rung in enumerate(some):
+                if self._seen():
+                    ahead = itertools.chain(*probes[number + 1 :], self._not_outdone(rung))
+                    self._trace(probes[number], look_first=large, ahead=ahead)
+                else:
+                    self._trace_rung(rung, look_first=large)
                 known = [self.answers[c] for c in rung if c in self.answers]
                 if all(isinstance(answer, str) for answer in known) or any(map(self.limits.may_fit, self._known(rung))):
                     self._trace_rung(rung, look_first=large)
@@ -196,12 +201,15 @@ class Search:
 
         Options of one key are compared first, then those of each other key, and then the rest is traced.
         """
+        self.closest = rung
         left = self._not_outdone(rung)
         keys = [key for key in self.job.choices if len({option(combination, key) for combination in left}) > 1]
         for some in (keys[:1], keys[1:]):
             base = left[0]
             flips = {key: [c for c in left if beside(c, key) == beside(base, key)] for key in some}
-            self._trace(dict.fromkeys(itertools.chain(*flips.values())), look_first=look_first)
+            first = dict.fromkeys(itertools.chain(*flips.values()))
+            ahead = [c for c in left if c not in first] if some == keys[1:] else ()
+            self._trace(first, look_first=look_first, ahead=ahead)
             for key, combinations in flips.items():
                 self._compare(key, combinations)
             left = self._not_outdone(left)
@@ -231,14 +239,19 @@ class Search:
             if worse and all(worse) and option(other, key) not in self.outdone:
                 self.outdone[option(combination, key)] = option(other, key)
 
-    def _trace(self, combinations: Iterable[Combination], *, look_first: bool = False) -> None:
-        """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit."""
+    def _trace(
+        self, combinations: Iterable[Combination], *, look_first: bool = False, ahead: Iterable[Combination] = ()
+    ) -> None:
+        """Learn the plans of combinations. `look_first`: leave out those whose weights and states alone do not fit.
+
+        Those of `ahead` are likely to be asked for next.
+        """
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
             self._look(new)
             for combination in new:
-                bytes_ = self.looks[standing_part(combination)]
-                if isinstance(bytes_, int) and bytes_ > self.limits.device_bytes:
+                bytes_ = self._too_much_standing(combination)
+                if bytes_ is not None:
                     self.standing[combination] = bytes_
                     self.answers[combination] = (
                         f"does not fit: weights and optimizer states alone take {format_bytes(bytes_)} "
@@ -246,12 +259,30 @@ class Search:
                     )
             new = [combination for combination in new if combination not in self.answers]
         apart, together = self.corners.divide(new)
-        self._ask(apart)
+        self._ask(apart, self._worth_tracing(ahead))
         self._ask([combination for combination in together if not self._splice(combination)])
 
-    def _ask(self, combinations: Sequence[Combination], *, whole: bool = False) -> None:
-        questions: list[Question] = [Whole(c) if whole or self.whole else c for c in combinations]
-        for combination, answer in zip(combinations, self.workers.map(questions), strict=True):
+    def _too_much_standing(self, combination: Combination) -> int | None:
+        """Bytes of weights and states, where those are known and leave no room."""
+        known = self.looks.get(standing_part(combination))
+        return known if isinstance(known, int) and known > self.limits.device_bytes else None
+
+    def _worth_tracing(self, combinations: Iterable[Combination]) -> list[Combination]:
+        """Those of which nothing is known that would spare a trace."""
+        new = [c for c in combinations if c not in self.answers and self._too_much_standing(c) is None]
+        return [combination for combination in new if self.corners.of(combination) is None]
+
+    def _ask(
+        self, combinations: Sequence[Combination], ahead: Sequence[Combination] = (), *, whole: bool = False
+    ) -> None:
+        """Trace combinations. Processes with nothing to do begin to confirm what may be chosen, and with `ahead`."""
+        if not combinations:
+            return
+        questions = [self._question(combination, whole) for combination in combinations]
+        likely = [plan for plan in self._candidates(self.closest)[:1] if not plan.confirmed]
+        next_ = [*(q for p in likely for q in self.tracer.to_confirm(p)), *map(self._question, ahead)]
+        answers = self.workers.map(questions, next_)
+        for combination, answer in zip(combinations, answers, strict=True):
             assert isinstance(answer, (Traced, str))
             if isinstance(answer, str):
                 self.answers[combination] = answer
@@ -259,6 +290,9 @@ class Search:
             self.answers[combination] = answer.plans
             if answer.family is not None:
                 self.families[combination] = answer.family
+
+    def _question(self, combination: Combination, whole: bool = False) -> Question:
+        return Whole(combination) if whole or self.whole else combination
 
     def _splice(self, combination: Combination) -> bool:
         """Whether a combination's plans could be learned from the traces of three others."""
@@ -279,18 +313,22 @@ class Search:
         new = {part: Standing(c) for c in combinations if (part := standing_part(c)) not in self.looks}
         self.looks.update(zip(new, self.workers.map(list(new.values())), strict=True))
 
-    def _choose(self, rung: Sequence[Combination]) -> Plan | None:
-        """The fastest plan of a rung that fits, confirmed, or None."""
-        for plan in sorted(filter(self.limits.may_fit, self._known(rung)), key=preference):
-            (confirmed,) = self._confirm_all([plan])
+    def _choose(self, rung: Sequence[Combination], *, next_: Sequence[Sequence[Combination]] = ()) -> Plan | None:
+        """The fastest plan of a rung that fits, confirmed, or None. `next_`: rungs to look into if there is none."""
+        for plan in self._candidates(rung):
+            confirmed = self._confirm_all([plan], ahead=self._worth_tracing(self._probes(next_)))[0]
             if self.limits.why_not(confirmed) is None:
                 return confirmed
         return None
 
-    def _confirm_all(self, plans: Sequence[Plan]) -> list[Plan]:
+    def _candidates(self, rung: Sequence[Combination]) -> list[Plan]:
+        """The plans of a rung that may fit, the fastest first."""
+        return sorted((plan for plan in self._known(rung) if self.limits.may_fit(plan)), key=preference)
+
+    def _confirm_all(self, plans: Sequence[Plan], *, ahead: Sequence[Combination] = ()) -> list[Plan]:
         """Plans, confirmed, in place of what was known of them."""
         asked = [[] if plan.confirmed else self.tracer.to_confirm(plan) for plan in plans]
-        answers = iter(self.workers.map([question for questions in asked for question in questions]))
+        answers = iter(self.workers.map([question for questions in asked for question in questions], ahead))
         return [
             plan if plan.confirmed else self._confirmed(plan, [next(answers) for _ in questions])
             for plan, questions in zip(plans, asked, strict=True)
@@ -304,6 +342,10 @@ class Search:
         self.answers[plan.techniques] = [confirmed if p.micro_batch_size == size else p for p in before]
         return confirmed
 
+    def _probes(self, rungs: Iterable[Sequence[Combination]]) -> list[Combination]:
+        """The combinations by which rungs are told to be worth a closer look or not."""
+        return [combination for rung in rungs for combination in self._smallest_of(rung)] if self._seen() else []
+
     def _smallest_of(self, rung: Sequence[Combination]) -> list[Combination]:
         """The combination of a rung with most in common with the smallest plan that is known.
 
@@ -312,7 +354,7 @@ class Search:
         plans = self._seen()
         if not plans:
             return [rung[-1]]
-        known = min(self.plans(), key=_needs).techniques
+        known = min(self.plans() or plans, key=_closeness).techniques
         seen = {t for plan in plans for t in plan.techniques}
         unknown = dict.fromkeys(t for c in self.standing for t in c if t not in seen)
         alike = [{t for t in known if t.key != other.key} | {other} for other in unknown]
@@ -332,3 +374,8 @@ def _records(answers: Sequence[Answer]) -> list[Record]:
 
 def _needs(plan: Plan) -> int:
     return plan.needed_bytes
+
+
+def _closeness(plan: Plan) -> tuple[int, int]:
+    """The farther its trace went before it was too much, the less a plan is likely to need."""
+    return ("", "backward", "forward").index(plan.ended), plan.needed_bytes

@@ -55,10 +55,16 @@ class Whole:
 class Steps:
     """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
 
-    plan: Plan
+    techniques: tuple[Technique, ...]
+    micro_batch_size: int
+    accumulation_steps: int
     depth: int | None
     steps: int
     world: World
+
+    @classmethod
+    def of(cls, plan: Plan, depth: int | None, steps: int, world: World) -> Steps:
+        return cls(plan.techniques, plan.micro_batch_size, plan.accumulation_steps, depth, steps, world)
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ class Tracer:
         if (depth := self._vouching(plan)) is None:
             return self._very_batch(plan, self.world if self.kind else "fake")
         # The longest trace comes first, so that the others run beside it.
-        return [Steps(plan, depth, 1, "fake"), Steps(plan, depth, 1, "meta"), *self._very_batch(plan, "meta")]
+        return [Steps.of(plan, depth, 1, "fake"), Steps.of(plan, depth, 1, "meta"), *self._very_batch(plan, "meta")]
 
     def _vouching(self, plan: Plan) -> int | None:
         """Depth of the model on which meta tensors have to agree with those of the CPU, None where it must be whole."""
@@ -211,10 +217,10 @@ class Tracer:
         """The plan's model, or three shallow ones where it is deep, with the plan's batch."""
         period = math.lcm(*(t.period for t in plan.techniques))
         if self.depth is None or self.depth <= max(FULL_TRACE_DEPTH, DEEP[-1] * period):
-            return [Steps(plan, None, 2, world)]
+            return [Steps.of(plan, None, 2, world)]
         first = self._first(plan.techniques, DEEP[0])
         steps = 1 if self.kind is None else 2
-        return [Steps(plan, depth, steps, world) for depth in (first, first + period, first + 2 * period)]
+        return [Steps.of(plan, depth, steps, world) for depth in (first, first + period, first + 2 * period)]
 
     def confirmed(
         self, plan: Plan, records: Sequence[Record], ask: Callable[[Sequence[Steps]], Sequence[Record]]
@@ -249,12 +255,12 @@ class Tracer:
 
     def _steps(self, question: Steps) -> Record:
         """Steps of the plan's very batch; for one step, the optimizer's states are made before it."""
-        plan, card = question.plan, self.job.card
+        card, techniques = self.job.card, question.techniques
         card = card if question.depth is None else card.shallow(question.depth)
-        size, count = plan.micro_batch_size, _shown(plan.techniques, plan.accumulation_steps)
+        size, count = question.micro_batch_size, _shown(techniques, question.accumulation_steps)
         tokens = tuple(self.workload.longest(number * size) for number in range(count))
         return self._trace(
-            plan.techniques, card, size, count, question.world, costs=False, steps=question.steps, tokens=tokens
+            techniques, card, size, count, question.world, costs=False, steps=question.steps, tokens=tokens
         )
 
     def _standing(self, techniques: tuple[Technique, ...]) -> int:

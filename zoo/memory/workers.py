@@ -1,7 +1,8 @@
 """Many small computations on all cores, by processes that share what is already imported.
 
 Traces are Python code, which one process runs one at a time, and importing what they need takes longer than tracing. A
-forked process has everything imported from its first moment.
+forked process has everything imported from its first moment. Each has a pipe of its own, so that any of them can be
+killed at any moment, in the middle of its work too, without a lock that another waits for.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import contextlib
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,61 +33,100 @@ MOST = 8
 PATIENCE = 60.0
 """Seconds without any result after which the processes are given up: a fork can inherit a lock that nobody opens."""
 
-_compute: Callable[[Any], Any]
+
+@dataclass
+class _Process:
+    """A forked process, and what it is computing, if anything."""
+
+    process: BaseProcess
+    pipe: Connection
+    asked: Any = None
+    busy: bool = False
+
+    def ask(self, argument: Any) -> None:
+        """Raises `OSError` where the process is no more."""
+        self.asked, self.busy = argument, True
+        self.pipe.send(argument)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
 
 class Workers(Generic[Argument, Result]):
-    """A function of one argument, computed by as many forked processes as there are cores.
+    """A function of one argument that can be hashed, computed by as many forked processes as there are cores.
 
     What they cannot compute (one was killed, a result cannot be pickled, autograd refuses to run after a fork where it
     has run before) is computed here, so that an exception is raised here too. Elsewhere than on Linux, and with one
-    core, everything is.
+    core, everything is. They are killed where this is left, whatever they are doing.
     """
 
     def __init__(self, compute: Callable[[Argument], Result]) -> None:
         self.compute = compute
         self._count = min(_cores(), MOST)
-        self._pool: ProcessPoolExecutor | None = None
+        self._processes: list[_Process] | None = None
+        self._done: dict[Argument, tuple[Result] | None] = {}
 
     def __enter__(self) -> Workers[Argument, Result]:
-        global _compute
-        if self._count > 1:
-            _compute = self.compute  # what a forked process finds
-            context = get_context("fork")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        for process in self._processes or ():
+            process.end()
+        self._processes = []
 
-    def map(self, arguments: Sequence[Argument]) -> list[Result]:
-        """The results, in order."""
-        futures: list[Future[tuple[Any]]] = []
-        if self._pool is not None:
-            try:
-                futures = [self._pool.submit(_call, argument) for argument in arguments]
-            except BrokenProcessPool:  # a process was killed while it had nothing to do
-                self._stop()
-        if self._pool is None:
+    def map(self, arguments: Sequence[Argument], ahead: Iterable[Argument] = ()) -> list[Result]:
+        """The results, in order. Processes that have nothing else to do begin with what may be asked next, `ahead`."""
+        if not arguments or self._count < 2:
             return [self.compute(argument) for argument in arguments]
-        deadline = time.monotonic() + PATIENCE
-        results: list[Result] = []
-        for future, argument in zip(futures, arguments, strict=True):
-            done = _result(future, deadline)
-            if done is not None:
-                deadline = time.monotonic() + PATIENCE
-            elif time.monotonic() >= deadline:
-                self._stop()
-            results.append(self.compute(argument) if done is None else done[0])
-        return results
+        if self._processes is None:  # they are forked late, with all that has been imported by then
+            self._processes = [_fork(self.compute) for _ in range(self._count)]
+        known = {*self._done, *(process.asked for process in self._processes if process.busy)}
+        waiting = deque(a for a in dict.fromkeys((*arguments, *ahead)) if a not in known)
+        needed = set(arguments)
+        while self._processes and not needed <= self._done.keys():
+            self._hand_out(waiting)
+            self._collect()
+        done = {argument: self._done.pop(argument, None) for argument in needed}
+        return [self.compute(a) if (found := done[a]) is None else found[0] for a in arguments]
 
-    def _stop(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
+    def _hand_out(self, waiting: deque[Argument]) -> None:
+        for process in [process for process in self._processes or () if not process.busy]:
+            if not waiting:
+                return
+            try:
+                process.ask(waiting[0])
+            except OSError:  # it was killed while it had nothing to do
+                process.busy = False
+                self._give_up(process)
+            except Exception:  # what cannot be pickled is for this process to compute
+                process.busy = False
+                self._done[waiting.popleft()] = None
+            else:
+                waiting.popleft()
+
+    def _collect(self) -> None:
+        """Wait for results, and take them."""
+        busy = {process.pipe: process for process in self._processes or () if process.busy}
+        ready = wait(list(busy), PATIENCE) if busy else []
+        for process in [] if ready else list(busy.values()):
+            self._give_up(process)
+        for pipe in ready:
+            process = busy[pipe]  # type: ignore[index]
+            try:
+                self._done[process.asked] = process.pipe.recv()
+                process.busy = False
+            except Exception:  # it was killed, or what it sent cannot be read
+                self._give_up(process)
+
+    def _give_up(self, process: _Process) -> None:
+        """Without a process; what it was asked is not known."""
+        if process.busy:
+            self._done[process.asked] = None
+        process.end()
+        assert self._processes is not None
+        self._processes.remove(process)
 
 
 def _cores() -> int:
@@ -92,26 +134,30 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
-def _begin() -> None:
-    """What a forked process does first."""
+def _fork(compute: Callable[[Any], Any]) -> _Process:
+    context = get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(compute, there), daemon=True)
+    process.start()
+    there.close()
+    return _Process(process, here)
+
+
+def _serve(compute: Callable[[Any], Any], pipe: Connection) -> None:
+    """What a forked process does: answer in a tuple, or with None where there is no answer."""
     gc.freeze()  # what is here already stays: to look through it for garbage takes longer than many a trace
     torch.set_num_threads(1)  # the threads of the process it was forked from are not there
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive that, however that ends
+    while True:
+        argument = pipe.recv()
+        try:
+            answer = pickle.dumps((compute(argument),))
+        except Exception:  # whatever it was comes again where it is computed again
+            answer = pickle.dumps(None)
+        pipe.send_bytes(answer)
 
 
 _PR_SET_PDEATHSIG = 1
 """``linux/prctl.h``"""
-
-
-def _call(argument: Any) -> tuple[Any]:
-    return (_compute(argument),)
-
-
-def _result(future: Future[tuple[Any]], deadline: float) -> tuple[Any] | None:
-    """The result in a tuple, or None where there is none."""
-    try:
-        return future.result(timeout=max(0.0, deadline - time.monotonic()))
-    except Exception:  # whatever it was comes again where it is computed again
-        return None
