@@ -43,7 +43,7 @@ def _main(arguments: list[str], said: str, moment: Moment | None) -> None:
     sys.argv = ["zoo", *arguments]
     if moment is not None:
         _armed(*moment)
-    from zoo.cli import main
+    from zoo.program import main
 
     try:
         main()

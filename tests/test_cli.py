@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import MASKED, Recipes, peptides, write_csv
 
-from zoo import cli, console
+from zoo import console, program
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -53,7 +53,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Z
         capfd.readouterr()
         code: Any = 0
         try:
-            cli.main()
+            program.main()
         except SystemExit as stop:
             code = stop.code or 0
         captured = capfd.readouterr()
@@ -68,7 +68,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Z
 def test_help_and_import_load_nothing_heavy() -> None:
     code = (
         "import sys, zoo\n"
-        "from zoo.cli import main\n"
+        "from zoo.program import main\n"
         "sys.argv = ['zoo', '--help']\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
@@ -244,7 +244,7 @@ def test_ctrl_c_while_planning_says_so(recipes: Recipes) -> None:
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import zoo.training.run\n"
         "zoo.training.run.plan = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
-        "from zoo.cli import main\n"
+        "from zoo.program import main\n"
         f"sys.argv = ['zoo', 'plan', {str(recipes.write())!r}]\n"
         "main()\n"
     )
@@ -268,7 +268,7 @@ def test_a_program_that_only_plans_says_the_same(
 ) -> None:
     """It has stand-ins for what it does not use of torch; other tests run the command in their own process."""
     command = ["plan", str(recipes.write(changes)), *budget, "--json"]
-    code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.cli import command; command()"
+    code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.program import command; command()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     mine, other = json.loads(done.stdout), zoo(*command).json
@@ -285,9 +285,18 @@ def test_libraries_do_not_chatter(recipes: Recipes) -> None:
         ["train", str(recipes.write(changes)), "--json"],
         ["evaluate", str(recipes.folder / "run"), "--json"],
     ):
-        code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.cli import main; main()"
+        code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.program import main; main()"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("command", [["models"], ["models", "--json"], ["--help"]], ids=" ".join)
+def test_output_that_cannot_be_written_is_said_in_a_line(command: list[str]) -> None:
+    code = f"import sys; sys.argv = ['zoo', *{command!r}]; from zoo.program import command; command()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
 def test_words_in_brackets_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ MEMORY = ("zoo.memory", "zoo.memory.*")
 WEIGHTS = ("zoo.weights", "zoo.weights.*")
 PLANS = ("zoo.resolve", "zoo.plans", "zoo.planner", "zoo.combinations", "zoo.search", "zoo.tracer", "zoo.sweep")
 TRAINING = ("zoo.training", "zoo.training.*")
-SURFACE = ("zoo", "zoo.api", "zoo.cli", "zoo.console")
+SURFACE = ("zoo", "zoo.api", "zoo.cli", "zoo.console", "zoo.program")
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def loaded_by(*command: str) -> set[str]:
     "argument", [["--help"], ["--version"], ["models"], ["models", "--json"], ["schema"]], ids=" ".join
 )
 def test_light_commands_import_nothing_heavy(argument: list[str]) -> None:
-    assert not loaded_by("from zoo.cli import main; main()", *argument) & set(HEAVY)
+    assert not loaded_by("from zoo.program import main; main()", *argument) & set(HEAVY)
 
 
 def test_what_everybody_imports_imports_nothing_heavy() -> None:

@@ -19,7 +19,7 @@ import xarray as xr
 import xskillscore
 from forecasts import Forecasts, months, waves
 
-from zoo import cli
+from zoo import program
 from zoo.errors import InputError, ZooError
 from zoo.meteorology import metrics, scores
 from zoo.meteorology.forecast_file import read_forecast
@@ -103,7 +103,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         capfd.readouterr()
         code: Any = 0
         try:
-            cli.main()
+            program.main()
         except SystemExit as stop:
             code = stop.code or 0
         return Said(int(code), *capfd.readouterr())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import cli
+from zoo import program
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_FOR_DATASETS = """
@@ -101,9 +101,9 @@ def test_a_missing_library_names_the_extra_that_brings_it(
     def lacking() -> None:
         raise ModuleNotFoundError("No module named 'rdkit'", name="rdkit")
 
-    monkeypatch.setattr(cli, "app", lacking)
+    monkeypatch.setattr(program, "app", lacking)
     with pytest.raises(SystemExit, match="1"):
-        cli.main()
+        program.main()
     expected = "error: rdkit is not installed; get it with: pip install 'science-zoo[chemistry]'\n"
     assert capsys.readouterr().err == expected
 
@@ -112,6 +112,6 @@ def test_a_missing_library_that_no_extra_brings_is_a_defect_of_ours(monkeypatch:
     def lacking() -> None:
         raise ModuleNotFoundError("No module named 'zoo.nowhere'", name="zoo.nowhere")
 
-    monkeypatch.setattr(cli, "app", lacking)
+    monkeypatch.setattr(program, "app", lacking)
     with pytest.raises(ModuleNotFoundError):
-        cli.main()
+        program.main()
