@@ -88,6 +88,8 @@ def before_traces() -> None:
         return
     sys.modules.update(_beside())
     torch.distributed.is_available = lambda: False
+    if "torch.distributed.tensor" not in sys.modules:  # asked for at the first tensor of a class of its own, by torch
+        sys.modules["torch.distributed.tensor"] = _Imported("torch.distributed.tensor", DTensor=type("DTensor", (), {}))
     if "torch._dynamo" not in sys.modules:
         for name in ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"):
             sys.modules[name] = _Undecorating(name)
@@ -111,6 +113,21 @@ class _Undecorating(ModuleType):
 
 def _undecorated(function: Any = None, *arguments: Any, **options: Any) -> Any:
     return function if callable(function) else _undecorated
+
+
+class _Imported(ModuleType):
+    """Stands for a package until more is asked of it than it has."""
+
+    def __init__(self, name: str, **known: Any) -> None:
+        super().__init__(name)
+        self.__dict__.update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _Deferred(ModuleType):
