@@ -90,6 +90,44 @@ def test_questions_that_cannot_be_pickled_are_answered_here() -> None:
         assert pool.map([os.getpid, lambda: os.getpid()])[1] == os.getpid()
 
 
+@pytest.mark.parametrize("room", [0, 1])
+def test_where_there_is_no_room_for_processes_fewer_are_made(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, made = os.fork, list[int]()
+
+    def scarce() -> int:
+        if len(made) >= room:
+            raise BlockingIOError("no more processes")
+        made.append(fork())
+        return made[-1]
+
+    monkeypatch.setattr(os, "fork", scarce)
+    others = set(spread(lambda i: os.getpid(), 4)) - {os.getpid()}
+    assert len(others) == room
+    assert not any(map(_runs, others))
+
+
+def test_ctrl_c_while_processes_are_made_is_not_lost() -> None:
+    script = """
+import os, signal
+from zoo.memory import workers
+workers._cores = lambda: 3
+fork = os.fork
+def interrupted():
+    child = fork()
+    if child:
+        os.kill(os.getpid(), signal.SIGINT)
+    return child
+os.fork = interrupted
+try:
+    with workers.Workers(lambda i: i) as pool:
+        pool.map(range(3))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_with_one_core_no_process_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_cores", lambda: 1)
     assert spread(lambda i: os.getpid(), 3) == [os.getpid()] * 3

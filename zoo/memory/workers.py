@@ -81,7 +81,8 @@ class Workers(Generic[Argument, Result]):
         if not arguments or self._count < 2:
             return [self.compute(argument) for argument in arguments]
         if self._processes is None:  # they are forked late, with all that has been imported by then
-            self._processes = [_fork(self.compute) for _ in range(self._count)]
+            self._processes = []
+            self._fork()
         known = {*self._done, *(process.asked for process in self._processes if process.busy)}
         waiting = deque(a for a in dict.fromkeys((*arguments, *ahead)) if a not in known)
         needed = set(arguments)
@@ -90,6 +91,19 @@ class Workers(Generic[Argument, Result]):
             self._collect()
         done = {argument: self._done.pop(argument, None) for argument in needed}
         return [self.compute(a) if (found := done[a]) is None else found[0] for a in arguments]
+
+    def _fork(self) -> None:
+        """Make as many processes as there are cores, or as the system has room for."""
+        assert self._processes is not None
+        # An exception that Ctrl-C raised inside a fork would be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(self._count):
+                self._processes.append(_fork(self.compute))
+        except (OSError, AssertionError):  # no room; or this is a process that may have none
+            pass
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _hand_out(self, waiting: deque[Argument]) -> None:
         for process in [process for process in self._processes or () if not process.busy]:
@@ -137,21 +151,31 @@ def _cores() -> int:
 def _fork(compute: Callable[[Any], Any]) -> _Process:
     context = get_context("fork")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(compute, there), daemon=True)
-    process.start()
-    there.close()
+    process = context.Process(target=_serve, args=(compute, here, there), daemon=True)
+    try:
+        process.start()
+    except BaseException:
+        here.close()
+        raise
+    finally:
+        there.close()
     return _Process(process, here)
 
 
-def _serve(compute: Callable[[Any], Any], pipe: Connection) -> None:
+def _serve(compute: Callable[[Any], Any], asking: Connection, pipe: Connection) -> None:
     """What a forked process does: answer in a tuple, or with None where there is no answer."""
+    asking.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     gc.freeze()  # what is here already stays: to look through it for garbage takes longer than many a trace
     torch.set_num_threads(1)  # the threads of the process it was forked from are not there
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive that, however that ends
     while True:
-        argument = pipe.recv()
+        try:
+            argument = pipe.recv()
+        except EOFError:  # nobody will ask again
+            return
         try:
             answer = pickle.dumps((compute(argument),))
         except Exception:  # whatever it was comes again where it is computed again
