@@ -88,6 +88,8 @@ def before_traces() -> None:
         return
     sys.modules.update(_beside())
     torch.distributed.is_available = lambda: False
+    # Where an operator was registered, for messages, is looked for in every module that there is.
+    setattr(torch._library.utils, "get_source", lambda stacklevel: "")  # noqa: B010  (as below)
     if "torch.distributed.tensor" not in sys.modules:  # asked for at the first tensor of a class of its own, by torch
         sys.modules["torch.distributed.tensor"] = _Imported("torch.distributed.tensor", DTensor=type("DTensor", (), {}))
     if "torch._dynamo" not in sys.modules:
