@@ -322,7 +322,7 @@ def test_depths_that_are_traced_fit_the_period(recipes: Recipes, layers: int, ev
     chosen = defaults(checkpointing=BlockCheckpointing(every=every))
     plan = tracer.plans(chosen)[0]
     assert plan.micro_batch_size == 4
-    whole = tracer._full(chosen, 4, 1, tracer.world, steps=1)
+    whole = tracer._full(chosen, 4, 1)
     for phase in PHASES:
         assert plan.estimate.peak_by_phase[phase] == pytest.approx(whole.peak_by_phase[phase], rel=2e-3), phase
     confirmed = tracer.confirm(plan).estimate

@@ -165,9 +165,9 @@ class Tracer:
         try:
             if all(t.affine for t in techniques):
                 return self._read(techniques, self._family(techniques, whole))
-            found = [self._full(techniques, r, n, self.world, steps=1, shallow=True) for r, n in divisions]
+            found = [self._full(techniques, size, n, shallow=True) for size, n in divisions]
         except Irregular:
-            found = [self._full(techniques, size, n, self.world, steps=1) for size, n in divisions]
+            found = [self._full(techniques, size, n) for size, n in divisions]
         return Traced([self._plan(techniques, *d, e) for d, e in zip(divisions, found, strict=True)], None)
 
     def _read(self, techniques: tuple[Technique, ...], family: Family) -> Traced:
@@ -312,32 +312,19 @@ class Tracer:
         `least` is the first of them, where blocks are all treated alike: weights grow evenly from the first block on.
         """
         period = math.lcm(*(t.period for t in techniques))
-        first = least if period == 1 else period + (self.depth or 0) % period
+        first = self._first(techniques, least)
         if self.depth is None or first + period > self.depth:
             return [self.job.card], 0
         place = SHALLOW[0] + (self.depth - first) // period
         return [self.job.card.shallow(depth) for depth in (first, first + period)], place
 
-    def _full(
-        self,
-        techniques: tuple[Technique, ...],
-        size: int,
-        count: int,
-        world: World,
-        *,
-        steps: int,
-        shallow: bool = False,
-    ) -> Estimate:
+    def _full(self, techniques: tuple[Technique, ...], size: int, count: int, *, shallow: bool = False) -> Estimate:
         """Estimate at exactly `size` rows, from traces of this very batch; its seconds are those of one step of one."""
         cards, place = self._shallow(techniques) if shallow else ([self.job.card], 0)
         shown = _shown(techniques, count)
-        tapes = [
-            Tape.of(self._trace(techniques, card, size, shown, world, costs=world == self.world, steps=steps))
-            for card in cards
-        ]
+        tapes = [Tape.of(self._trace(techniques, card, size, shown, self.world, costs=True)) for card in cards]
         family = Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
-        # A second step is a second pass to the estimate, which one with a single micro-batch would leave out.
-        return family.estimate(place, size, max(count, steps), self.rates)
+        return family.estimate(place, size, count, self.rates)
 
     def _trace(
         self,

@@ -45,8 +45,8 @@ class _Process:
 
     def ask(self, argument: Any) -> None:
         """Raises `OSError` where the process is no more."""
-        self.asked, self.busy = argument, True
         self.pipe.send(argument)
+        self.asked, self.busy = argument, True
 
     def end(self) -> None:
         self.process.kill()
@@ -112,10 +112,8 @@ class Workers(Generic[Argument, Result]):
             try:
                 process.ask(waiting[0])
             except OSError:  # it was killed while it had nothing to do
-                process.busy = False
                 self._give_up(process)
             except Exception:  # what cannot be pickled is for this process to compute
-                process.busy = False
                 self._done[waiting.popleft()] = None
             else:
                 waiting.popleft()
