@@ -13,10 +13,10 @@ import yaml
 
 from zoo.recipe_file import read_recipe
 from zoo.resolve import Job, resolve
-from zoo.weights import hf
+from zoo.weights import lean
 
 # A command that plans leaves stand-ins for what it does not use; other tests of the process do.
-hf.only_plans = lambda: None
+lean.only_plans = lambda: None
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 

@@ -77,7 +77,7 @@ def plan(
 ) -> None:
     """Say whether a recipe fits, what it takes, and which techniques to use. Exit code 1 if nothing fits."""
     gc.disable()  # a short life: looking for garbage among what is imported takes a fifth of it
-    from zoo.weights.hf import only_plans
+    from zoo.weights.lean import only_plans
 
     job = _job(recipe, overrides, budget, gpu)
     only_plans()

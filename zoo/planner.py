@@ -23,7 +23,7 @@ from zoo.resolve import Job, lacks_data
 from zoo.search import Search
 from zoo.tracer import Tracer
 from zoo.units import format_bytes
-from zoo.weights.hf import before_traces
+from zoo.weights.lean import before_traces
 
 
 def limits_of(budget: Budget) -> Limits:
