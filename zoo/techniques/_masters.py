@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,9 @@ class MasterWeights:
         self.masters = list(masters)
         self.host = host
         self._inner: torch.optim.Optimizer | None = None
-        self._groups = _matrices_with_vectors(self.masters)
+        self._runs = _matrices_with_vectors(self.masters)
+        self._parts: list[list[list[nn.Parameter]]] = []
+        self._begun = False
 
     @classmethod
     def of(
@@ -55,6 +57,8 @@ class MasterWeights:
 
     def drive(self, inner: torch.optim.Optimizer) -> MasterWeights:
         self._inner = inner
+        owned = [set(map(id, group["params"])) for group in inner.param_groups]
+        self._parts = [[[m for m in self.masters[run] if id(m) in ids] for ids in owned] for run in self._runs]
         return self
 
     @property
@@ -69,16 +73,16 @@ class MasterWeights:
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self._groups:
+        for run, part in zip(self._runs, self._parts, strict=True):
             stepped = []
-            for p, master in zip(self.params[group], self.masters[group], strict=True):
+            for p, master in zip(self.params[run], self.masters[run], strict=True):
                 if p.grad is not None:
                     grad, p.grad = p.grad, None
                     master.grad = self._widened(grad)
                     del grad
                     stepped.append((p, master))
             if stepped:
-                with self._where():
+                with self._where(), self._having(part):
                     self.inner.step()
             for p, master in stepped:
                 if self.host is None:
@@ -86,6 +90,22 @@ class MasterWeights:
                 else:
                     self.host.send(master, p)
                 master.grad = None
+
+    @contextlib.contextmanager
+    def _having(self, part: list[list[nn.Parameter]]) -> Iterator[None]:
+        """The inner optimizer has these parameters alone: it looks at all that it has, and is stepped for each matrix.
+
+        The first time it has all of them: it may see to their states then.
+        """
+        whole = [group["params"] for group in self.param_groups]
+        try:
+            for group, params in zip(self.param_groups, part if self._begun else whole, strict=True):
+                group["params"] = params
+            yield
+        finally:
+            self._begun = True
+            for group, params in zip(self.param_groups, whole, strict=True):
+                group["params"] = params
 
     def _widened(self, grad: torch.Tensor) -> torch.Tensor:
         """A gradient in fp32, where the masters lie."""
