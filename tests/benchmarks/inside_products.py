@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from zoo.memory.trace import _inside_a_product
+from zoo.memory.kernels import inside_a_product
 
 LONG = (1, 2, 4, 8, 11, 16, 20, 33, 64, 77, 100, 128, 150, 320, 512, 640, 1024, 1100, 1280, 2560)
 SHORT = LONG[2:13]
@@ -48,7 +48,7 @@ def measure(count: int, *, seed: int = 0) -> Iterator[Case]:
             if event.name() == "[memory]":
                 alive += event.nbytes()
                 peak = max(peak, alive)
-        yield Case((batch, rows, inner, columns), turned, peak - out.nbytes, _inside_a_product(factors, out))
+        yield Case((batch, rows, inner, columns), turned, peak - out.nbytes, inside_a_product(factors, out))
 
 
 def _factor(batch: int, rows: int, columns: int, *, transposed: bool) -> torch.Tensor:

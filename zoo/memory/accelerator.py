@@ -275,6 +275,9 @@ for (``torch.use_deterministic_algorithms``; ``alertNotDeterministic`` in ``aten
 ``cumsum`` of floating-point numbers. Those that `torch.nn.functional` then does in another way are not listed."""
 
 
+MAY_BE_REFUSED = NOT_REPRODUCIBLE | {"aten::cumsum"}
+
+
 def check_reproducible(name: str, args: Any) -> None:
     """Raise `InputError` for an operation that an accelerator would refuse while the same numbers are asked for."""
     refused = name in NOT_REPRODUCIBLE or (name == "aten::cumsum" and args[0].dtype.is_floating_point)

@@ -1,12 +1,13 @@
-"""What an accelerator's kernels allocate for themselves while they run, beside what they return, each with its source.
+"""What kernels allocate for themselves while they run, beside what they return, each with its source.
 
-Paths are those of PyTorch's repository, read at versions 2.9 to 2.13. The table at the end says which operations are
+Paths are those of PyTorch's repository, read at versions 2.9 to 2.13. The table `_TEMPORARIES` says which operations are
 meant.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,3 +187,31 @@ _TEMPORARIES = {
     "aten::_scaled_dot_product_efficient_attention": _efficient_forward,
     "bitsandbytes::gemm_4bit": _product_4bit,
 }
+
+WITH_TEMPORARIES = frozenset(_TEMPORARIES)
+"""Operations whose kernels allocate something beside what they return."""
+
+# --------------------------------------------------------------------------------------------- on the CPU
+
+PACKED = 4 * 2**20
+"""Bytes of parts of both factors that oneDNN has in another order at any time: 2.3 MB were seen, on two threads."""
+LONG = 1024
+"""Length of a sum from which on oneDNN keeps 16-bit results in fp32 until they are whole."""
+
+
+TILE = 64
+"""What oneDNN rounds the lengths of a product up to, at most."""
+
+
+def inside_a_product(factors: Sequence[torch.Tensor], out: torch.Tensor) -> int:
+    """Bytes that a 16-bit product may take in no tensor: least without AMX, most with it.
+
+    Copies of both factors in whole tiles, two of each where the first one lies transposed, and sums in fp32: no
+    product of 700 of all shapes took more with oneDNN 3.12 (``python -m tests.benchmarks.inside_products``).
+    """
+    first, second = factors
+    (rows, inner), columns = first.shape[-2:], second.shape[-1] if second.ndim > 1 else 1
+    batch = out.numel() // max(rows * columns, 1)
+    rows_, inner_, columns_ = (-(-length // TILE) * TILE for length in (rows, inner, columns))
+    copies = 2 * (1 if first.stride(-1) == 1 else 2) * inner_ * (rows_ + columns_) + 4 * rows_ * columns_
+    return min(batch * copies, PACKED) + (4 * out.numel() if inner > LONG else 0)

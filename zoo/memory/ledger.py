@@ -97,6 +97,10 @@ class Record:
         return {category: amount for category, amount in sorted(held.items()) if amount}
 
 
+NUMBER_OF = torch.ops.aten._local_scalar_dense.default
+"""What ``tensor.item()`` is, and every question that a program asks a tensor."""
+
+
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of everything that is computed while it is entered. Read `record` afterwards.
 
@@ -118,14 +122,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False  # torch.compile never meets a ledger; guarding every operation against it costs a third of a trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+        if func is NUMBER_OF and args[0].is_meta:
             return torch.zeros((), dtype=args[0].dtype).item()  # no values here: every question is answered with no
-        known = memo.operation(func)
-        out, cost = self._run(known, args, kwargs or {})
-        for tensor in tensors_in(out):
-            self._see(tensor)
+        return self._follow(memo.operation(func), args, kwargs or {})
+
+    def _follow(self, known: memo.Operation, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and note what it makes and costs."""
+        out, cost = self._run(known, args, kwargs)
+        if type(out) is torch.Tensor:
+            self._see(out)
+        else:
+            for tensor in tensors_in(out):
+                self._see(tensor)
         if self._count_costs and self._phase != OUTSIDE and not known.view:
-            self.record.costs.append(cost or cost_of(func, args, kwargs or {}, out))
+            self.record.costs.append(cost or cost_of(known.func, args, kwargs, out))
         return out
 
     def _run(self, known: memo.Operation, args: Any, kwargs: Any) -> tuple[Any, Cost | None]:
@@ -141,7 +151,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             index = len(self.record.sizes)
             self._known[key] = index
             self.record.sizes.append(storage.nbytes())
-            self.record.devices.append(tensor.device.type)
+            self.record.devices.append("meta" if tensor.is_meta else tensor.device.type)
             self.record.events.append(index + 1)
             self.record.labels[index] = _BORN_AS.get(self._phase, "other")
         return index

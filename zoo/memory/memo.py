@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.memory.leaves import tensors_in
 from zoo.memory.roofline import Cost, cost_of
@@ -21,12 +22,13 @@ class Operation:
     """What is known of an operation: its name, whether it changes what it is given or returns a view of it, and what it
     made of which arguments (None for one that returns a view or makes one of what it is given)."""
 
-    __slots__ = ("func", "made", "mutable", "name", "view")
+    __slots__ = ("call", "func", "made", "mutable", "name", "view")
 
     def __init__(self, func: Any) -> None:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
         self.func = func  # kept, so that its identity stays its own
+        self.call: Any = getattr(func, "_op", func)  # what calling it calls
         self.name: str = schema.name
         self.mutable: bool = schema.is_mutable
         self.view: bool = func.is_view or self.name == "aten::_unsafe_view"  # a view to all but autograd
@@ -51,7 +53,7 @@ def run(known: Operation, args: Any, kwargs: Any) -> tuple[Any, Cost]:
     """The result of an operation on meta tensors, and its cost."""
     func = known.func
     if known.view:
-        return func(*args, **kwargs), _FREE
+        return known.call(*args, **kwargs), _FREE
     made = known.made
     key = _key(args, kwargs) if made is not None else None
     if made is not None and key is not None and (before := made.get(key)) is not None:
@@ -88,29 +90,41 @@ def _shares_storage(out: Any, given: Any) -> bool:
     return any(tensor.untyped_storage()._cdata in inputs for tensor in tensors_in(out))
 
 
-def _key(*values: Any) -> Any:
+def _key(args: Any, kwargs: Any) -> Any:
     """A hashable description of arguments, or None where there is one that cannot be described."""
     parts: list[Any] = []
-    return tuple(parts) if all(_describe(value, parts) for value in values) else None
+    return tuple(parts) if _describe_all(args, parts) and (not kwargs or _describe(kwargs, parts)) else None
+
+
+def _describe_all(values: Any, parts: list[Any]) -> bool:
+    """As `_describe`, of several, and quicker about the few kinds that nearly all arguments are of."""
+    for value in values:
+        kind = type(value)
+        if kind is torch.Tensor or kind is nn.Parameter:
+            if not value.is_meta or value.layout is not torch.strided:
+                return False
+            parts += (torch.Tensor, value.shape, value.stride(), value.dtype)
+        elif kind in _SCALARS:
+            parts += (kind, value)
+        elif not _describe(value, parts):
+            return False
+    return True
 
 
 def _describe(value: Any, parts: list[Any]) -> bool:
     """Append what tells a value from another, beginning with its type; False where that is not known."""
     kind = type(value)
     parts.append(kind)
-    if kind in _SCALARS:
-        parts.append(value)
-        return True
+    if kind is tuple or kind is list:
+        parts.append(len(value))
+        return _describe_all(value, parts)
+    if kind is dict:
+        return _describe(tuple(value.items()), parts)
     if isinstance(value, torch.Tensor):
         if not value.is_meta or value.layout is not torch.strided:
             return False
         parts += (value.shape, value.stride(), value.dtype)
         return True
-    if kind is tuple or kind is list:
-        parts.append(len(value))
-        return all([_describe(member, parts) for member in value])
-    if kind is dict:
-        return _describe(tuple(value.items()), parts) if value else True
     try:
         hash(value)
     except TypeError:
@@ -149,4 +163,7 @@ def _fresh(spec: Any) -> Any:
         kind, members = spec
         return kind(_fresh(member) for member in members)
     shape, stride, dtype = spec
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
+
+
+_META = torch.device("meta")

@@ -10,6 +10,7 @@ before a plan is confirmed (see `zoo.tracer`). In the world
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import math
@@ -30,7 +31,7 @@ from zoo.memory import accelerator, kernels, memo
 from zoo.memory.accelerator import Kind
 from zoo.memory.allocator import EMPTY_CACHE
 from zoo.memory.leaves import tensors_in
-from zoo.memory.ledger import Ledger, Record
+from zoo.memory.ledger import NUMBER_OF, Ledger, Record
 from zoo.memory.roofline import Cost
 from zoo.memory.values import Values
 from zoo.step import Phase, Setup, train_step
@@ -82,8 +83,8 @@ class _HostLedger(Ledger):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(as_autograd_does(func, args, kwargs), types, args, kwargs)
-        if memo.operation(func).name in kernels.PRODUCTS and out.element_size() == 2:
-            self.record.inside.append((len(self.record.events), _inside_a_product(tensors_in(args)[-2:], out)))
+        if _is_unusual(known := memo.operation(func)) and known.name in kernels.PRODUCTS and out.element_size() == 2:
+            self.record.inside.append((len(self.record.events), kernels.inside_a_product(tensors_in(args)[-2:], out)))
         return out
 
 
@@ -98,30 +99,6 @@ class _MetaHostLedger(_HostLedger):  # type: ignore[no-untyped-call]
         return out, cost
 
 
-PACKED = 4 * 2**20
-"""Bytes of parts of both factors that oneDNN has in another order at any time: 2.3 MB were seen, on two threads."""
-LONG = 1024
-"""Length of a sum from which on oneDNN keeps 16-bit results in fp32 until they are whole."""
-
-
-TILE = 64
-"""What oneDNN rounds the lengths of a product up to, at most."""
-
-
-def _inside_a_product(factors: Sequence[torch.Tensor], out: torch.Tensor) -> int:
-    """Bytes that a 16-bit product may take in no tensor: least without AMX, most with it.
-
-    Copies of both factors in whole tiles, two of each where the first one lies transposed, and sums in fp32: no
-    product of 700 of all shapes took more with oneDNN 3.12 (``python -m tests.benchmarks.inside_products``).
-    """
-    first, second = factors
-    (rows, inner), columns = first.shape[-2:], second.shape[-1] if second.ndim > 1 else 1
-    batch = out.numel() // max(rows * columns, 1)
-    rows_, inner_, columns_ = (-(-length // TILE) * TILE for length in (rows, inner, columns))
-    copies = 2 * (1 if first.stride(-1) == 1 else 2) * inner_ * (rows_ + columns_) + 4 * rows_ * columns_
-    return min(batch * copies, PACKED) + (4 * out.numel() if inner > LONG else 0)
-
-
 class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
     """A ledger that also counts what an accelerator's kernels allocate for themselves."""
 
@@ -132,14 +109,17 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         self._values = Values()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and (value := self._values.of(args[0])) is not None:
+        if func is NUMBER_OF and (value := self._values.of(args[0])) is not None:
             return value.item()
         if (where := place()) != DEVICE:
             return self._beside(where, func, types, args, kwargs)
-        func = as_autograd_does(func, args, kwargs)
-        known = memo.operation(func)
+        known = memo.operation(as_autograd_does(func, args, kwargs))
+        if not _is_unusual(known):
+            out = self._follow(known, args, kwargs or {})
+            self._values.follow(known, args, kwargs or {}, out)
+            return out
         accelerator.check_reproducible(known.name, args)
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        out = super().__torch_dispatch__(known.func, types, args, kwargs)
         self._values.follow(known, args, kwargs or {}, out)
         if known.name in kernels.PRODUCTS and args[0].device.type == "meta":
             # The autograd engine has a thread for the device, and a handle belongs to a thread (CublasHandlePool.cpp).
@@ -176,10 +156,21 @@ class _AcceleratorLedger(Ledger):  # type: ignore[no-untyped-call]
         self.record.events.append(EMPTY_CACHE)
 
 
+@functools.cache
+def _is_unusual(known: memo.Operation) -> bool:
+    """Whether more is to be known of an operation than what it makes of which arguments."""
+    return known.func is NUMBER_OF or known.name in UNUSUAL
+
+
+UNUSUAL = kernels.PRODUCTS | kernels.WITH_TEMPORARIES | accelerator.MAY_BE_REFUSED
+
+
+_SUM, _SUM_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+
+
 def as_autograd_does(func: Any, args: Any, kwargs: Any) -> Any:
     """The operation that would run were no mode watching: autograd sums gradients in place where it may."""
-    in_place = func is torch.ops.aten.add.Tensor and _sums_gradients_in_place(args, kwargs)
-    return torch.ops.aten.add_.Tensor if in_place else func
+    return _SUM_IN_PLACE if func is _SUM and _sums_gradients_in_place(args, kwargs) else func
 
 
 def _sums_gradients_in_place(args: Any, kwargs: Any) -> bool:
