@@ -54,10 +54,10 @@ def _trace_each_combination_once() -> Iterator[None]:
     traced: dict[Any, Any] = {}
     original = Tracer._family
 
-    def remembered(self: Any, techniques: Any, whole: bool) -> Any:
+    def remembered(self: Any, techniques: Any, whole: bool, most: int | None) -> Any:
         key = (id(self.job.task), self.job.card.name, tuple(sorted(self.job.card.roles)), self.tokens, techniques)
         if key not in traced:
-            traced[key] = self.job, original(self, techniques, True)
+            traced[key] = self.job, original(self, techniques, True, None)
         return traced[key][1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ import pytest
 from conftest import Recipes
 from small_models import NAMES, changed, small, task_of
 
+from zoo import search
 from zoo.combinations import rungs
 from zoo.memory import trace as tracing
 from zoo.memory.allocator import replay
@@ -21,6 +22,7 @@ from zoo.resolve import Job
 from zoo.step import Setup, build
 from zoo.techniques import registry
 from zoo.tracer import Tracer
+from zoo.units import format_bytes
 
 WORK = Workload(400, 64, "64 inputs of 400 tokens")
 
@@ -39,7 +41,7 @@ def _to_the_end() -> Iterator[None]:
     """Traces that do not end early."""
     original = Tracer._family
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracer, "_family", lambda self, techniques, whole: original(self, techniques, True))
+        patch.setattr(Tracer, "_family", lambda self, techniques, whole, most: original(self, techniques, True, None))
         yield
 
 
@@ -93,6 +95,33 @@ def test_what_is_said_of_those_that_have_ended_is_true_of_the_whole(
         assert min(p.needed_bytes for p in known.considered if p.techniques == plan.techniques) > budget
         assert rejected.to_json()["at_least"] is True
     assert said or gpu is not None
+
+
+def test_what_has_no_room_beside_weights_and_states_ends_there(
+    job: Job, everything: tuple[str | None, Decision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is traced as it is, a look at weights and states would take as long as the trace's beginning."""
+    gpu, known = everything
+    needs = sorted(p.needed_bytes for p in known.considered)
+    full = rungs(job)[0][0]
+    standing = Tracer(job, WORK, Limits(find(gpu or "cpu"), 2**40, None, "a test"))._standing(full)
+    budgets = [needs[0] // 2, standing - 1, standing]
+    monkeypatch.setattr(search, "LARGE", 0)
+    plain = [_decide(job, budget, gpu) for budget in budgets]
+    monkeypatch.setattr(search, "LARGE", 10**9)
+    monkeypatch.setattr(Tracer, "_standing", None)
+    ended = [_decide(job, budget, gpu) for budget in budgets]
+    for one, other in zip(plain, ended, strict=True):
+        assert one.fits == other.fits
+        assert one.chosen.needed_bytes == other.chosen.needed_bytes
+        assert one.chosen.techniques == other.chosen.techniques or not one.fits
+    alone = "weights and optimizer states alone take"
+    said = [{r.techniques: r.reason for r in decision.rejected} for decision in ended]
+    # on a GPU its context alone takes more: nothing fits, and what is told of the smallest is all that it takes
+    assert ended[-2].fits == (gpu is None)
+    assert (f"{alone} {format_bytes(standing)} of" in said[-2][full]) == (gpu is None)
+    assert alone not in said[-1][full]
+    assert alone not in "".join(r.reason for decision in plain for r in decision.rejected)
 
 
 def test_a_trace_that_ends_is_the_beginning_of_the_whole_one(job: Job) -> None:

@@ -21,7 +21,7 @@ from zoo.memory.workers import Workers
 from zoo.plans import Limits, Plan, Rejected, best, preference, why_not_chosen, with_least
 from zoo.resolve import Job
 from zoo.techniques import Technique
-from zoo.tracer import Answer, Question, Standing, Traced, Tracer, Whole
+from zoo.tracer import Answer, IfRoom, Question, Standing, Tracer, Whole
 from zoo.units import format_bytes
 
 LARGE = 16
@@ -41,7 +41,8 @@ class Search:
     `rungs` are in order of what they change. `answers` and `families` grow as combinations are traced, `looks`
     as their weights and states are counted; `standing` says which of them left no room for anything else, `outdone`
     by which other option one is outdone. `closest` is the rung that is looked into now. With `whole`, no trace ends
-    before its end.
+    before its end; `if_room`, it ends where weights and states leave no room, which a look at one model would take as
+    long to find.
     """
 
     job: Job
@@ -57,6 +58,7 @@ class Search:
     corners: Corners = field(default_factory=Corners)
     closest: Sequence[Combination] = ()
     whole: bool = False
+    if_room: bool = False
 
     def __post_init__(self) -> None:
         self.rungs = rungs(self.job)
@@ -68,11 +70,13 @@ class Search:
         """
         self.whole = exhaustive
         lowest, *higher = self.rungs
-        large = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
+        tight = not exhaustive and LARGE * self.job.card.parameters > self.limits.device_bytes
+        self.if_room = tight and self.tracer.depth is None
+        large = tight and not self.if_room
         if exhaustive:
             self._trace(itertools.chain(*self.rungs))
         else:
-            self._trace_rung(lowest, look_first=large)
+            self._trace_rung(lowest, look_first=large, next_=higher[:1])
         chosen = self._choose(lowest, next_=higher[:1])
         if large and chosen is None:
             self._look(itertools.chain(*higher[:PROBES]))
@@ -101,6 +105,7 @@ class Search:
 
         It can fit: where the probe of its rung was not the smallest there.
         """
+        self.if_room = False
         if self.standing:
             hopeless = next(rung for rung in self.rungs if min(self.standing, key=self.standing.__getitem__) in rung)
             for combination in hopeless:
@@ -196,10 +201,13 @@ class Search:
             entries.append(Rejected(combination, f"not tried: {why}"))
         return entries
 
-    def _trace_rung(self, rung: Sequence[Combination], *, look_first: bool = False) -> None:
+    def _trace_rung(
+        self, rung: Sequence[Combination], *, look_first: bool = False, next_: Sequence[Sequence[Combination]] = ()
+    ) -> None:
         """Learn the plans of a rung but those with an option that is outdone.
 
-        Options of one key are compared first, then those of each other key, and then the rest is traced.
+        Options of one key are compared first, then those of each other key, and then the rest is traced. `next_`:
+        rungs to look into if nothing fits here.
         """
         self.closest = rung
         left = self._not_outdone(rung)
@@ -213,7 +221,7 @@ class Search:
             for key, combinations in flips.items():
                 self._compare(key, combinations)
             left = self._not_outdone(left)
-        self._trace(left, look_first=look_first)
+        self._trace(left, look_first=look_first, ahead=self._probes(next_))
         # What has outdone an option elsewhere may be refused here.
         refused = [c for c in rung if c not in left and isinstance(self.answers[self._instead(c)], str)]
         self._trace(refused, look_first=look_first)
@@ -249,18 +257,22 @@ class Search:
         new = [combination for combination in combinations if combination not in self.answers]
         if look_first:
             self._look(new)
-            for combination in new:
-                bytes_ = self._too_much_standing(combination)
-                if bytes_ is not None:
-                    self.standing[combination] = bytes_
-                    self.answers[combination] = (
-                        f"does not fit: weights and optimizer states alone take {format_bytes(bytes_)} "
-                        f"of {format_bytes(self.limits.device_bytes)}"
-                    )
-            new = [combination for combination in new if combination not in self.answers]
+        if look_first or self.if_room:
+            new = [combination for combination in new if not self._has_no_room(combination)]
         apart, together = self.corners.divide(new)
         self._ask(apart, self._worth_tracing(ahead))
         self._ask([combination for combination in together if not self._splice(combination)])
+
+    def _has_no_room(self, combination: Combination) -> bool:
+        """Whether a combination is known to have none beside weights and states, which then is its answer."""
+        if (bytes_ := self._too_much_standing(combination)) is None:
+            return False
+        self.standing[combination] = bytes_
+        self.answers[combination] = (
+            f"does not fit: weights and optimizer states alone take {format_bytes(bytes_)} "
+            f"of {format_bytes(self.limits.device_bytes)}"
+        )
+        return True
 
     def _too_much_standing(self, combination: Combination) -> int | None:
         """Bytes of weights and states, where those are known and leave no room."""
@@ -283,7 +295,11 @@ class Search:
         next_ = [*(q for p in likely for q in self.tracer.to_confirm(p)), *map(self._question, ahead)]
         answers = self.workers.map(questions, next_)
         for combination, answer in zip(combinations, answers, strict=True):
-            assert isinstance(answer, (Traced, str))
+            assert not isinstance(answer, Record)
+            if isinstance(answer, int):
+                self.looks[standing_part(combination)] = answer
+                self._has_no_room(combination)
+                continue
             if isinstance(answer, str):
                 self.answers[combination] = answer
                 continue
@@ -292,7 +308,9 @@ class Search:
                 self.families[combination] = answer.family
 
     def _question(self, combination: Combination, whole: bool = False) -> Question:
-        return Whole(combination) if whole or self.whole else combination
+        if whole or self.whole:
+            return Whole(combination)
+        return IfRoom(combination) if self.if_room else combination
 
     def _splice(self, combination: Combination) -> bool:
         """Whether a combination's plans could be learned from the traces of three others."""

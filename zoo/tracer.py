@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from zoo.memory.ledger import OUTSIDE, Record
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.splice import spliced
-from zoo.memory.trace import World, before_fakes, trace
+from zoo.memory.trace import BEGINNING, World, before_fakes, trace
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
 from zoo.step import Setup, build, plain_model, refusals, reproducible, storage_free
@@ -52,6 +53,13 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class IfRoom:
+    """Asks for what a combination is when traced, or where weights and states alone do not fit, for their bytes."""
+
+    techniques: tuple[Technique, ...]
+
+
+@dataclass(frozen=True)
 class Steps:
     """Asks for the trace of so many steps of a plan's very batch, of a model of another depth where one is given."""
 
@@ -78,7 +86,7 @@ class Traced:
     family: Family | None
 
 
-Question = tuple[Technique, ...] | Whole | Standing | Steps
+Question = tuple[Technique, ...] | Whole | IfRoom | Standing | Steps
 """A combination asks for what it is when traced."""
 Answer = Traced | int | Record | str
 
@@ -133,9 +141,12 @@ class Tracer:
         try:
             if isinstance(question, Standing):
                 return self._standing(techniques)
-            return self._traced(techniques, whole=isinstance(question, Whole))
+            most = self.limits.device_bytes if isinstance(question, IfRoom) else None
+            return self._traced(techniques, whole=isinstance(question, Whole), most=most)
         except InputError as error:
             return str(error)
+        except _NoRoom as found:
+            return found.standing
 
     def refused(self, techniques: tuple[Technique, ...]) -> str | None:
         """Why a combination is not traced at all."""
@@ -160,11 +171,11 @@ class Tracer:
         except Irregular:
             return None
 
-    def _traced(self, techniques: tuple[Technique, ...], *, whole: bool) -> Traced:
+    def _traced(self, techniques: tuple[Technique, ...], *, whole: bool, most: int | None = None) -> Traced:
         divisions = self._divisions()
         try:
             if all(t.affine for t in techniques):
-                return self._read(techniques, self._family(techniques, whole))
+                return self._read(techniques, self._family(techniques, whole, most))
             found = [self._full(techniques, size, n, shallow=True) for size, n in divisions]
         except Irregular:
             found = [self._full(techniques, size, n) for size, n in divisions]
@@ -277,12 +288,12 @@ class Tracer:
         """On the CPU, device and host are one; beside an accelerator only what techniques put there is counted."""
         return estimate.peak if self.kind is None else sum(estimate.host_by_category.values())
 
-    def _family(self, techniques: tuple[Technique, ...], whole: bool) -> Family:
+    def _family(self, techniques: tuple[Technique, ...], whole: bool, most: int | None) -> Family:
         if self._many is None:
             self._many = MANY if self._bytes_of_a_row() < OVERFLOWS / MANY else FEWER
         while True:
             try:
-                return self._family_of(techniques, self._many, whole)
+                return self._family_of(techniques, self._many, whole, most)
             except RuntimeError as error:
                 if "overflow" not in str(error):
                     raise
@@ -295,14 +306,16 @@ class Tracer:
             batch = self.job.task.blank_batch(self.job.card, 1, self.tokens)
         return sum(tensor.nbytes for tensor in tensors_in((batch.inputs, batch.targets)))
 
-    def _family_of(self, techniques: tuple[Technique, ...], many: int, whole: bool) -> Family:
+    def _family_of(self, techniques: tuple[Technique, ...], many: int, whole: bool, most: int | None) -> Family:
         def too_much(record: Record) -> bool:
             family = Family(Tape.of(record, many=many), None, SHALLOW[0])
             return not any(map(self.limits.may_fit, self._read(techniques, family).plans))
 
         cards = self._shallow(techniques)[0]
-        enough = None if whole or len(cards) > 1 else too_much
-        records = [self._trace(techniques, card, many, 2, self.world, costs=True, enough=enough) for card in cards]
+        ends: dict[str, Any] = {} if whole or len(cards) > 1 else {"enough": too_much, "most": most}
+        records = [self._trace(techniques, card, many, 2, self.world, costs=True, **ends) for card in cards]
+        if records[0].ended == BEGINNING:
+            raise _NoRoom(records[0].alive())
         tapes = [Tape.of(record, many=many) for record in records]
         return Family(tapes[0], tapes[1] if len(tapes) > 1 else None, SHALLOW[0])
 
@@ -338,6 +351,7 @@ class Tracer:
         steps: int = 1,
         tokens: tuple[int, ...] | None = None,
         enough: Callable[[Record], bool] | None = None,
+        most: int | None = None,
     ) -> Record:
         train = self.job.recipe.train
 
@@ -353,7 +367,15 @@ class Tracer:
             return [self.job.task.blank_batch(card, rows, length) for length in lengths]
 
         with reproducible():  # as training runs
-            return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind, enough=enough)
+            return trace(make, batch, world, steps=steps, count_costs=costs, kind=self.kind, enough=enough, most=most)
+
+
+class _NoRoom(Exception):
+    """Weights and optimizer states alone do not fit."""
+
+    def __init__(self, standing: int) -> None:
+        super().__init__(standing)
+        self.standing = standing
 
 
 def _alike(one: Record, other: Record) -> bool:

@@ -1,7 +1,7 @@
 """What kernels allocate for themselves while they run, beside what they return, each with its source.
 
-Paths are those of PyTorch's repository, read at versions 2.9 to 2.13. The table `_TEMPORARIES` says which operations are
-meant.
+Paths are those of PyTorch's repository, read at versions 2.9 to 2.13. The table `_TEMPORARIES` says which operations
+are meant.
 """
 
 from __future__ import annotations

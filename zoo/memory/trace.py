@@ -241,13 +241,15 @@ def trace(
     count_costs: bool = False,
     kind: Kind | None = None,
     enough: Callable[[Record], bool] | None = None,
+    most: int | None = None,
 ) -> Record:
     """What `steps` training steps allocate. The phases are those of `train_step`.
 
     With ``steps=1`` the optimizer's states are made first, by a step on empty gradients, so that the one full step
     is a step as all but the first are; with ``steps=0`` that is all. `kind` is the accelerator's in the world
     ``accelerator``, where only the last step has all the micro-batches of `batch`. The trace ends with the first
-    forward or the first backward pass after which what there is of it is `enough`.
+    forward or the first backward pass after which what there is of it is `enough`, and before its first step where
+    weights and states take more than `most` bytes.
     """
     with without_storage(world, count_costs=count_costs, kind=kind) as (device, ledger):
 
@@ -277,12 +279,22 @@ def trace(
                 ledger.label("batch", [*micro.inputs.values(), micro.targets])
             return micro_batches
 
+        def begin(device: torch.device) -> Setup:
+            setup = ready(device)
+            if most is not None and ledger.record.alive() > most:
+                raise _Enough(BEGINNING)
+            return setup
+
         try:
-            follow(ledger, device, ready, step, lambda setup: [setup.model], steps=steps)
+            follow(ledger, device, begin, step, lambda setup: [setup.model], steps=steps)
         except _Enough as end:
             ledger.record.ended = str(end)
             ledger.close()
     return ledger.record
+
+
+BEGINNING = "beginning"
+"""Where a trace has ended before whose first step there was too much."""
 
 
 class _Enough(Exception):

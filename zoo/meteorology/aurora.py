@@ -7,6 +7,7 @@ which in turn breaks a PyTorch for the CPU. The four have equals in PyTorch: nei
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -116,8 +117,9 @@ def _is_known(field: str) -> bool:
     return field in SURFACE or field in STATIC or field in _known()
 
 
+@functools.cache
 def _known() -> list[str]:
-    """Names of every field that the library has constants for."""
+    """Names of every field that the library has constants for. Raises `InputError` as `library` does."""
     library()
     constants = importlib.import_module("aurora.normalisation").locations
     back = {short: name for name, short in ON_LEVELS.items()}
