@@ -51,6 +51,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.time_ranking --write docs/benchmarks.md
 
 bench-search: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.plan_seconds --write docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.search_choice --write docs/benchmarks.md
 
 bench-fits: $(VENV)/.installed-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,8 @@ def quietly(name: str) -> Any:
     bitsandbytes, which PEFT imports, warns that it looked for an optional kernel of another package, and hands two of
     its functions to `torch.compile`, which takes a second to import; they are as right without.
     """
+    if name in sys.modules:
+        return sys.modules[name]
     with _disable_current_modes(), torch.device("cpu"), mock.patch.object(torch, "compile", _as_it_is):
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
