@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,12 @@ from conftest import Recipes
 
 from zoo.memory import trace
 from zoo.memory.devices import find
+from zoo.memory.ledger import ALIKE, CONSTANT, Record, alike
 from zoo.plans import Limits, Plan, Workload
 from zoo.resolve import Job
 from zoo.techniques import Technique
-from zoo.tracer import ALIKE, Steps, Tracer
-from zoo.units import GIB
+from zoo.tracer import Steps, Tracer
+from zoo.units import GIB, MIB
 
 ROWS = 8
 COMBINATIONS = (
@@ -102,3 +104,20 @@ def test_where_meta_tensors_are_not_those_of_the_cpu_fake_ones_are_traced(
     confirmed = tracer.confirmed(plan, ask(first), ask)
     assert [q.world for q in asked[len(first) :]] == ["fake"]
     assert confirmed.estimate.peak_by_phase == right
+
+
+def _record(*temporaries: int) -> Record:
+    """A forward pass that holds a MiB, and these storages one after the other beside it."""
+    events = [1, *itertools.chain(*((index + 2, -(index + 2)) for index in range(len(temporaries))))]
+    return Record([MIB, *temporaries], ["meta"] * (1 + len(temporaries)), events, [(0, "outside"), (0, "forward")])
+
+
+def test_worlds_are_alike_when_their_storages_are_and_their_peaks() -> None:
+    assert alike(_record(MIB, 5000), _record(5000, MIB))
+    assert alike(_record(MIB, CONSTANT), _record(MIB)), "a constant that one of them copies"
+    assert not alike(_record(MIB, 5000), _record(MIB)), "it shows at no peak"
+    assert not alike(_record(MIB, 5000), _record(MIB, 5001))
+    one, other = _record(*[CONSTANT] * 5), _record()
+    one.events = sorted(one.events, reverse=True, key=lambda event: event > 0)  # all alive at once
+    assert one.peaks()["forward"] - other.peaks()["forward"] > ALIKE
+    assert not alike(one, other)

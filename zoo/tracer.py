@@ -17,7 +17,7 @@ from zoo.memory.allocator import grows, on_host, replay
 from zoo.memory.depth import SHALLOW as DEEP
 from zoo.memory.depth import deepen
 from zoo.memory.leaves import tensors_in
-from zoo.memory.ledger import OUTSIDE, Record
+from zoo.memory.ledger import OUTSIDE, Record, alike
 from zoo.memory.predict import Footprint
 from zoo.memory.scaling import FEWER, MANY, Estimate, Family, Irregular, Tape
 from zoo.memory.splice import spliced
@@ -31,9 +31,6 @@ SHALLOW = (2, 3)
 """Depths of the two shallow models that tell any depth: the first has an own first and last block."""
 FULL_TRACE_DEPTH = 12
 """Models up to this depth are confirmed by a trace of their own, deeper ones by one put together from shallow ones."""
-ALIKE = 4096
-"""Bytes by which the peaks of two worlds may differ: constants that one of them copies to the device."""
-
 OVERFLOWS = 2**57
 """Bytes of a batch from which on an activation is likely to be beyond the 2^63 that a tensor can have."""
 
@@ -215,7 +212,7 @@ class Tracer:
         """Depth of the model on which meta tensors have to agree with those of the CPU, None where it must be whole."""
         if self.kind is not None or self.depth is None:
             return None
-        depth = self._first(plan.techniques, SHALLOW[0])
+        depth = self._first(plan.techniques, 1)
         return depth if depth < self.depth else None
 
     def _first(self, techniques: tuple[Technique, ...], least: int) -> int:
@@ -240,7 +237,7 @@ class Tracer:
         asked = self.to_confirm(plan)
         if self._vouching(plan) is not None:
             (real, stand_in), records, asked = records[:2], records[2:], asked[2:]
-            if not _alike(real, stand_in):
+            if not alike(real, stand_in):
                 asked = self._very_batch(plan, "fake")
                 records = ask(asked)
         record, steps = records[0], asked[0].steps
@@ -376,12 +373,6 @@ class _NoRoom(Exception):
     def __init__(self, standing: int) -> None:
         super().__init__(standing)
         self.standing = standing
-
-
-def _alike(one: Record, other: Record) -> bool:
-    """Whether two records say the same of every phase, and of what kernels take beside tensors."""
-    mine, others = ({**record.peaks(), "": record.beyond()} for record in (one, other))
-    return mine.keys() == others.keys() and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
 
 
 def _halvings(count: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +95,22 @@ class Record:
         for event, delta in zip(self.events[: top + 1], deltas[: top + 1], strict=True):
             held[self.labels.get(abs(event) - 1, "other")] += int(delta)
         return {category: amount for category, amount in sorted(held.items()) if amount}
+
+
+ALIKE = 4096
+"""Bytes by which peaks of two worlds may differ that are alike: constants that one of them copies to the device."""
+CONSTANT = 1024
+"""Bytes of the largest of those: the 256 numbers that 8-bit codes stand for."""
+
+
+def alike(one: Record, other: Record) -> bool:
+    """Whether two records are of the same storages and say the same of every phase, and of what kernels take beside."""
+    (sizes, mine), (others_sizes, others) = (
+        (Counter(size for size in record.sizes if size > CONSTANT), {**record.peaks(), "": record.beyond()})
+        for record in (one, other)
+    )
+    alike = sizes == others_sizes and mine.keys() == others.keys()
+    return alike and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
 
 
 NUMBER_OF = torch.ops.aten._local_scalar_dense.default
