@@ -101,6 +101,8 @@ def _list_when_asked(spec: importlib.machinery.ModuleSpec, package: Path) -> Non
     sys.modules["transformers"] = bare
     utils: Any = importlib.import_module("transformers.utils.import_utils")
     del sys.modules["transformers"]
+    if not hasattr(utils, "define_import_structure") or not hasattr(utils, "_LazyModule"):
+        return  # a version that goes about it in another way
     listed, kept, models = utils.define_import_structure, utils._LazyModule.__getattr__, package / "models"
 
     def not_all(place: Any, prefix: str | None = None) -> Any:
