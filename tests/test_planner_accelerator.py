@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from conftest import Recipes
 
+from zoo.errors import InputError
 from zoo.memory.allocator import replay
 from zoo.memory.devices import find
 from zoo.memory.predict import ASSUMED_CONTEXT, CPU_MARGIN, PLAN_MARGIN, Footprint
 from zoo.planner import decide
 from zoo.plans import Decision, Limits, Workload
 from zoo.resolve import Job
+from zoo.step import reproducible
 from zoo.tracer import Tracer
 from zoo.units import GIB
 
@@ -139,3 +142,32 @@ def test_deep_models_are_confirmed_to_the_byte_without_being_traced(
     assert confirmed.estimate.peak_by_phase == phases
     assert confirmed.footprint.reserved == max(peak.reserved for peak in whole.phases.values())
     assert (confirmed.techniques, confirmed.estimate.seconds) == (rough.techniques, rough.estimate.seconds)
+
+
+def test_a_model_that_cannot_be_trained_on_a_gpu_is_refused_for_that_alone(
+    session_recipes: Callable[[str], Recipes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for what the recipe has never asked for: codes, beside training in full."""
+    open_ = {"techniques": {"precision": "fp32", "adapter": "full", "checkpointing": "none", "optimizer": "adamw"}}
+    job = session_recipes("refused").job({**open_, "budget": {}})
+    plain = type(job.task).loss
+
+    def loss(self: Any, *given: Any) -> Any:
+        torch.ones(4, device=given[0].device if isinstance(given[0], torch.Tensor) else "meta").cumsum(0)
+        return plain(self, *given)
+
+    monkeypatch.setattr(type(job.task), "loss", loss)
+    with pytest.raises(InputError, match="the model uses cumsum") as refused:
+        _decide(job, 8 * GIB)
+    assert "quantization" not in str(refused.value)
+
+
+def test_models_are_not_compiled() -> None:
+    """A compiled function takes a ledger, or a budget, down with it."""
+
+    def plain(x: int) -> int:
+        return x + 1
+
+    with reproducible():
+        assert torch.compile(plain) is plain
+        assert torch.compile(fullgraph=True)(plain) is plain

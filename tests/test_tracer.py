@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Recipes
 
+from zoo import tracer as tracing
 from zoo.memory import trace
 from zoo.memory.devices import find
 from zoo.memory.ledger import ALIKE, CONSTANT, Record, alike
@@ -121,3 +122,19 @@ def test_worlds_are_alike_when_their_storages_are_and_their_peaks() -> None:
     one.events = sorted(one.events, reverse=True, key=lambda event: event > 0)  # all alive at once
     assert one.peaks()["forward"] - other.peaks()["forward"] > ALIKE
     assert not alike(one, other)
+
+
+def test_a_model_that_has_no_use_for_one_block_is_planned(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are counted from two blocks on, and nothing vouches for its plan but a trace on fake tensors."""
+    tracer = _tracer(job, 4)
+    plan = _plan(tracer, COMBINATIONS[0])
+    standing, plain = tracer._standing(plan.techniques), tracing.build
+
+    def at_least_two(card: Any, *args: Any, **options: Any) -> Any:
+        if card.config["num_hidden_layers"] < 2:
+            raise ValueError("a first and a last block")
+        return plain(card, *args, **options)
+
+    monkeypatch.setattr(tracing, "build", at_least_two)
+    assert tracer._standing(plan.techniques) == standing
+    assert tracer.confirm(plan).estimate.peak_by_phase == _whole(tracer, plan)

@@ -119,3 +119,49 @@ def test_names_that_do_not_begin_with_their_directory_are_found() -> None:
         lean._file_of("OpenAIGPTModel", models, import_utils.define_import_structure) == "models.openai.modeling_openai"
     )
     assert lean._file_of("NoSuchModel", models, import_utils.define_import_structure) is None
+
+
+MODELS_ASK = {
+    "scipy": """
+import scipy.stats, scipy.signal, scipy.integrate
+from scipy.optimize import OptimizeResult, linear_sum_assignment
+assert not isinstance(1, OptimizeResult) and linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
+assert scipy.optimize.minimize(lambda x: (x**2).sum(), [1.0]).success
+""",
+    "transformers": """
+import transformers
+from transformers import models
+from transformers.models import BertModel
+assert transformers.models.bert.BertModel is models.bert.modeling_bert.BertModel is BertModel
+assert hasattr(transformers.models, "t5") and not hasattr(transformers.models, "no_such_model")
+assert not hasattr(transformers, "NoSuchModel")
+assert {"BertModel", "AutoModel"} < set(dir(transformers))
+""",
+    "the compiler": """
+import torch
+import torch._dynamo.utils
+from torch._dynamo import OptimizedModule
+from torch._dynamo.eval_frame import OptimizedModule as Same
+assert not isinstance(torch.nn.Linear(1, 1), (OptimizedModule, Same)) and not torch._dynamo.is_compiling()
+""",
+    "expressions": """
+import sympy.core
+from sympy import Symbol
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_or_false
+assert str(Symbol("x") + 1) == "x + 1" and isinstance(Symbol("x"), sympy.Basic) and not guard_or_false(False)
+""",
+}
+
+
+@pytest.mark.parametrize("asked", MODELS_ASK)
+def test_what_a_strangers_model_asks_of_a_library_is_answered(asked: str) -> None:
+    """What stands for a library becomes the library itself, or says the same."""
+    code = f"import zoo.weights.lean as lean\nlean.only_plans()\nlean.before_traces()\n{MODELS_ASK[asked]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_libraries_are_themselves_while_a_model_is_built() -> None:
+    code = f"from zoo.weights.lean import unhurried\nwith unhurried():\n  exec({MODELS_ASK['scipy']!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -116,7 +116,8 @@ class Search:
             else:
                 self._trace_rung(hopeless)
         if not self._seen():
-            raise InputError(_refusals([str(reason).splitlines() for reason in self.answers.values()]))
+            begun = [reason for c, reason in self.answers.items() if not self.tracer.refused(c)]
+            raise InputError(_refusals([str(reason).splitlines() for reason in begun or self.answers.values()]))
         self._finish()
         rung = next(r for r in self.rungs if min(self.plans(), key=_needs).techniques in r)
         self._trace_rung(rung)

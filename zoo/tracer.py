@@ -267,14 +267,24 @@ class Tracer:
         card = card if question.depth is None else card.shallow(question.depth)
         size, count = question.micro_batch_size, _shown(techniques, question.accumulation_steps)
         tokens = tuple(self.workload.longest(number * size) for number in range(count))
-        return self._trace(
-            techniques, card, size, count, question.world, costs=False, steps=question.steps, tokens=tokens
-        )
+        try:
+            return self._trace(
+                techniques, card, size, count, question.world, costs=False, steps=question.steps, tokens=tokens
+            )
+        except Exception as error:
+            if isinstance(error, InputError) or question.depth is None or question.depth >= SHALLOW[0]:
+                raise
+            return Record()  # of a model that has no use for one block: it is like no other, and vouches for nothing
 
-    def _standing(self, techniques: tuple[Technique, ...]) -> int:
+    def _standing(self, techniques: tuple[Technique, ...], least: int = 1) -> int:
         """Bytes of weights and optimizer states: what a step finds before its first operation."""
-        cards, place = self._shallow(techniques, least=1)
-        found = [self._trace(techniques, card, 1, 1, self.world, costs=False, steps=0).alive() for card in cards]
+        cards, place = self._shallow(techniques, least)
+        try:
+            found = [self._trace(techniques, card, 1, 1, self.world, costs=False, steps=0).alive() for card in cards]
+        except Exception as error:
+            if isinstance(error, InputError) or least == SHALLOW[0]:
+                raise
+            return self._standing(techniques, SHALLOW[0])
         return found[0] + (place - SHALLOW[0]) * (found[1] - found[0]) if len(found) > 1 else found[0]
 
     def _plan(self, techniques: tuple[Technique, ...], size: int, count: int, estimate: Estimate) -> Plan:

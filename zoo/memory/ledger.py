@@ -109,7 +109,7 @@ def alike(one: Record, other: Record) -> bool:
         (Counter(size for size in record.sizes if size > CONSTANT), {**record.peaks(), "": record.beyond()})
         for record in (one, other)
     )
-    alike = sizes == others_sizes and mine.keys() == others.keys()
+    alike = bool(sizes) and sizes == others_sizes and mine.keys() == others.keys()
     return alike and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 _SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 _FUNCTIONS = "torch.utils._sympy.functions"
+_COMPILER = tuple(f"torch._dynamo{part}" for part in ("", "._trace_wrapped_higher_order_op", ".eval_frame", ".utils"))
 
 _only_plans = False
 
@@ -51,7 +52,7 @@ def before_traces() -> None:
         sys.modules[_SYMBOLS] = _Imported(_SYMBOLS, needs="sympy", **_of_numbers())
         sys.modules[_FUNCTIONS] = _Imported(_FUNCTIONS, needs="sympy", Max=max)
     if "torch._dynamo" not in sys.modules:
-        for name in ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op"):
+        for name in _COMPILER:
             sys.modules[name] = _Undecorating(name)
         # its options are its own: tensors without storage and torch.utils.checkpoint read them
         sys.modules["torch._dynamo"].__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
@@ -85,9 +86,14 @@ def _beside() -> dict[str, ModuleType]:
     if models not in sys.modules and (spec := importlib.util.find_spec("transformers")) and spec.origin:
         found[models] = ModuleType(models)
         found[models].__path__ = [str(Path(spec.origin).parent / "models")]
+        found[models].__spec__ = importlib.machinery.ModuleSpec(models, None, is_package=True)
     if optimize not in sys.modules and importlib.util.find_spec("scipy"):
-        found[optimize] = _Deferred(optimize)
+        found[optimize] = _Imported(optimize, linear_sum_assignment=_linear_sum_assignment)
     return found
+
+
+def _linear_sum_assignment(*args: Any, **options: Any) -> Any:
+    return importlib.import_module("scipy.optimize._lsap").linear_sum_assignment(*args, **options)
 
 
 def _list_when_asked(spec: importlib.machinery.ModuleSpec, package: Path) -> None:
@@ -106,22 +112,31 @@ def _list_when_asked(spec: importlib.machinery.ModuleSpec, package: Path) -> Non
     listed, kept, models = utils.define_import_structure, utils._LazyModule.__getattr__, package / "models"
 
     def not_all(place: Any, prefix: str | None = None) -> Any:
-        return {frozenset(): {}} if Path(place) == models else listed(place, prefix=prefix)
+        return {frozenset(): {}} if Path(place) in (models, models / "__init__.py") else listed(place, prefix=prefix)
 
     def named(self: Any, name: str) -> Any:
         try:
             return kept(self, name)
         except AttributeError:
-            if self.__name__ != "transformers" or name.startswith("__"):
+            if self.__name__ not in ("transformers", "transformers.models") or name.startswith("__"):
                 raise
-            if importlib.util.find_spec(f"transformers.{name}"):  # not an attribute before it is imported
-                raise
+            if importlib.util.find_spec(f"{self.__name__}.{name}"):
+                return importlib.import_module(f"{self.__name__}.{name}")
             if (found := _file_of(name, models, listed)) is None:
                 raise
         setattr(self, name, getattr(importlib.import_module(f"transformers.{found}"), name))
         return self.__dict__[name]
 
-    utils.define_import_structure, utils._LazyModule.__getattr__ = not_all, named
+    def names(self: Any) -> list[str]:
+        if self.__name__ != "transformers":
+            return list(named_without(self))
+        every = (files for files in listed(models, prefix="models").values())
+        return sorted({*named_without(self), *(name for files in every for found in files.values() for name in found)})
+
+    named_without = utils._LazyModule.__dir__
+    utils._LazyModule.__getattr__, utils._LazyModule.__dir__ = named, names
+    utils.define_import_structure = not_all
+    importlib.import_module("transformers.models")
 
 
 def _file_of(name: str, models: Path, listed: Any) -> str | None:
@@ -169,25 +184,37 @@ def _of_numbers() -> dict[str, Any]:
 
 
 class _Undecorating(ModuleType):
-    """Stands for a package whose functions decorate others, which are left as they are."""
+    """Stands for a package whose functions decorate others, which are left as they are.
+
+    Nothing is an instance of its classes, and its answers to questions are no.
+    """
 
     __path__: list[str] = []  # noqa: RUF012  (a package's path)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _undecorated
+        if part := sys.modules.get(f"{self.__name__}.{name}"):
+            return part
+        if name[0].isupper():
+            setattr(self, name, type(name, (), {}))
+            return self.__dict__[name]
+        return _no if name.startswith("is_") else _undecorated
 
 
 def _undecorated(function: Any = None, *arguments: Any, **options: Any) -> Any:
     return function if callable(function) else _undecorated
 
 
+def _no(*arguments: Any) -> bool:
+    return False
+
+
 class _Imported(ModuleType):
-    """Stands for a package until more is asked of it than it has, and is the real one from then on.
+    """Stands for a module until more is asked of it than it has, and is the real one from then on.
 
     Args:
-        name: the package.
+        name: the module.
         needs: one that may have a stand-in, too, and that the real one imports.
         known: what it has.
     """
@@ -195,12 +222,15 @@ class _Imported(ModuleType):
     def __init__(self, name: str, needs: str | None = None, **known: Any) -> None:
         super().__init__(name)
         spec = importlib.util.find_spec(name)
-        package = spec is not None and spec.submodule_search_locations is not None
-        self.__dict__.update(known, _needs=needs, _package=package)
+        place = spec.submodule_search_locations if spec is not None else None
+        self.__dict__.update(known, __spec__=spec, _needs=needs, _place=place)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and not (name == "__path__" and self._package):
+        if name.startswith("__") and not (name == "__path__" and self._place is not None):
             raise AttributeError(name)
+        # Who imports names from a package asks for its path, and so does, for a part of it, the import system.
+        if name == "__path__" and sys._getframe(1).f_globals.get("__name__") != "importlib._bootstrap":
+            return self._place
         if isinstance(needed := sys.modules.get(self._needs or ""), _Imported):
             needed.become_real()
         return getattr(self.become_real(), name)
@@ -225,16 +255,3 @@ class _Already(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
-
-
-class _Deferred(ModuleType):
-    """Stands for a module of functions, which is imported when one of them is called."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def call(*args: Any, **options: Any) -> Any:
-            return getattr(importlib.import_module(self.__name__), name)(*args, **options)
-
-        return call
