@@ -109,6 +109,7 @@ def test_where_there_is_no_room_for_processes_fewer_are_made(room: int, monkeypa
 def test_ctrl_c_while_processes_are_made_is_not_lost() -> None:
     script = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this in the background has it ignored
 from zoo.memory import workers
 workers._cores = lambda: 3
 fork = os.fork
