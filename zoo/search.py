@@ -347,7 +347,7 @@ class Search:
     def _confirm_all(self, plans: Sequence[Plan], *, ahead: Sequence[Combination] = ()) -> list[Plan]:
         """Plans, confirmed, in place of what was known of them."""
         asked = [[] if plan.confirmed else self.tracer.to_confirm(plan) for plan in plans]
-        answers = iter(self.workers.map([question for questions in asked for question in questions], ahead))
+        answers = iter(self.workers.map(list(itertools.chain(*asked)), map(self._question, ahead)))
         return [
             plan if plan.confirmed else self._confirmed(plan, [next(answers) for _ in questions])
             for plan, questions in zip(plans, asked, strict=True)

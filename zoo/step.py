@@ -150,7 +150,7 @@ def _pattern(glob: str) -> re.Pattern[str]:
 
 def plain_model(card: ModelCard, task: Task) -> nn.Module:
     """The card's model with the task's head, in training mode, without storage and before any technique."""
-    with storage_free(), _uncompiled():
+    with storage_free(), uncompiled():
         model: nn.Module = load_ref(card.build)(card, task.head)
     return model.train()
 
@@ -290,7 +290,7 @@ def reproducible() -> Iterator[None]:
     """
     deterministic: Any = importlib.import_module("torch.utils.deterministic")
     before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
-    with _environment("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES), _uncompiled():
+    with _environment("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES), uncompiled():
         # As torch.use_deterministic_algorithms(True), which imports all of torch's compiler to tell that as well.
         torch.set_deterministic_debug_mode("error")
         deterministic.fill_uninitialized_memory = False
@@ -301,7 +301,7 @@ def reproducible() -> Iterator[None]:
             deterministic.fill_uninitialized_memory = before[1]
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
     """While entered, `torch.compile` gives back what it is given: what is compiled allocates otherwise, and a ledger or
     a budget that watches every operation takes the compiler down with it."""
     return mock.patch.object(torch, "compile", _as_it_is)

@@ -109,8 +109,8 @@ def alike(one: Record, other: Record) -> bool:
         (Counter(size for size in record.sizes if size > CONSTANT), {**record.peaks(), "": record.beyond()})
         for record in (one, other)
     )
-    alike = bool(sizes) and sizes == others_sizes and mine.keys() == others.keys()
-    return alike and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
+    same = bool(sizes) and sizes == others_sizes and mine.keys() == others.keys()
+    return same and all(abs(mine[phase] - others[phase]) <= ALIKE for phase in mine)
 
 
 NUMBER_OF = torch.ops.aten._local_scalar_dense.default

@@ -22,13 +22,12 @@ class Operation:
     """What is known of an operation: its name, whether it changes what it is given or returns a view of it, and what it
     made of which arguments (None for one that returns a view or makes one of what it is given)."""
 
-    __slots__ = ("call", "func", "made", "mutable", "name", "view")
+    __slots__ = ("func", "made", "mutable", "name", "view")
 
     def __init__(self, func: Any) -> None:
         schema = func._schema
         aliases = any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
         self.func = func  # kept, so that its identity stays its own
-        self.call: Any = getattr(func, "_op", func)  # what calling it calls
         self.name: str = schema.name
         self.mutable: bool = schema.is_mutable
         self.view: bool = func.is_view or self.name == "aten::_unsafe_view"  # a view to all but autograd
@@ -53,7 +52,7 @@ def run(known: Operation, args: Any, kwargs: Any) -> tuple[Any, Cost]:
     """The result of an operation on meta tensors, and its cost."""
     func = known.func
     if known.view:
-        return known.call(*args, **kwargs), _FREE
+        return func(*args, **kwargs), _FREE
     made = known.made
     key = _key(args, kwargs) if made is not None else None
     if made is not None and key is not None and (before := made.get(key)) is not None:

@@ -6,14 +6,9 @@ import importlib
 import logging
 import sys
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-
-
-def _as_it_is(function: Any = None, **options: Any) -> Any:
-    return _as_it_is if function is None else function
 
 
 def quietly(name: str) -> Any:
@@ -22,9 +17,11 @@ def quietly(name: str) -> Any:
     bitsandbytes, which PEFT imports, warns that it looked for an optional kernel of another package, and hands two of
     its functions to `torch.compile`, which takes a second to import; they are as right without.
     """
+    from zoo.step import uncompiled
+
     if name in sys.modules:
         return sys.modules[name]
-    with _disable_current_modes(), torch.device("cpu"), mock.patch.object(torch, "compile", _as_it_is):
+    with _disable_current_modes(), torch.device("cpu"), uncompiled():
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:

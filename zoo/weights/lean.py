@@ -8,6 +8,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import itertools
 import operator
 import sys
 from collections.abc import Iterator
@@ -109,7 +110,8 @@ def _list_when_asked(spec: importlib.machinery.ModuleSpec, package: Path) -> Non
     del sys.modules["transformers"]
     if not hasattr(utils, "define_import_structure") or not hasattr(utils, "_LazyModule"):
         return  # a version that goes about it in another way
-    listed, kept, models = utils.define_import_structure, utils._LazyModule.__getattr__, package / "models"
+    listed, models = utils.define_import_structure, package / "models"
+    kept, known = utils._LazyModule.__getattr__, utils._LazyModule.__dir__
 
     def not_all(place: Any, prefix: str | None = None) -> Any:
         return {frozenset(): {}} if Path(place) in (models, models / "__init__.py") else listed(place, prefix=prefix)
@@ -129,11 +131,10 @@ def _list_when_asked(spec: importlib.machinery.ModuleSpec, package: Path) -> Non
 
     def names(self: Any) -> list[str]:
         if self.__name__ != "transformers":
-            return list(named_without(self))
-        every = (files for files in listed(models, prefix="models").values())
-        return sorted({*named_without(self), *(name for files in every for found in files.values() for name in found)})
+            return list(known(self))
+        every = (found for files in listed(models, prefix="models").values() for found in files.values())
+        return sorted({*known(self), *itertools.chain(*every)})
 
-    named_without = utils._LazyModule.__dir__
     utils._LazyModule.__getattr__, utils._LazyModule.__dir__ = named, names
     utils.define_import_structure = not_all
     importlib.import_module("transformers.models")
@@ -238,7 +239,8 @@ class _Imported(ModuleType):
     def become_real(self) -> ModuleType:
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
-            sys.meta_path.insert(0, _Already())
+            if not any(isinstance(finder, _Already) for finder in sys.meta_path):
+                sys.meta_path.insert(0, _Already())
         real = importlib.import_module(self.__name__)
         self.__dict__.update(real.__dict__)  # for those who hold this one
         return real
